@@ -1,0 +1,1 @@
+"""The target: how it is described, reached, probed, given a runtime and made to measure."""

@@ -1,0 +1,316 @@
+"""The agent: one standard-library file that runs jobs on the target, and nothing else does.
+
+    python3 agent.py start JOB    run JOB/job.json detached; returns at once
+    python3 agent.py wait JOB S   wait up to S seconds, print the state as one JSON line
+    python3 agent.py stop JOB     end a running job
+
+A job directory holds `job.json` (in), `samples.jsonl` (one line for each request, as it ends),
+`result.json` (written whole at the end), `log.txt` and `pid`. The process that runs the model is
+this one, so its own /proc entries are the model's memory.
+
+Jobs: {"kind": "bench", "model": path, "n_prompt", "n_new", "warmup", "requests", "threads"}. Either
+"model" is a whole GGUF file, or "synthetic" gives {"header": path, "size_bytes"}: the header of a
+quantized GGUF file; the data behind it is left as a hole, which reads as zero blocks: speed
+depends on shapes and types, not on weights.
+
+Runs on Python 3.9 and later. llama-cpp-python is found on PYTHONPATH; only its ctypes layer is
+loaded, because the high-level package would bring numpy and 30 MB into the process that is measured.
+"""
+
+import ctypes
+import importlib.util
+import json
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+import types
+from pathlib import Path
+
+SEED = 20240229  # prompts are the same token ids in every run
+
+
+def main(argv):
+    """Run one of the commands in the module docstring; return the exit status."""
+    command, job = argv[1], Path(argv[2])
+    if command == "start":
+        return start(job)
+    if command == "wait":
+        print(json.dumps(wait(job, float(argv[3]))))
+        return 0
+    if command == "stop":
+        return stop(job)
+    print(f"unknown command {command}", file=sys.stderr)
+    return 2
+
+
+# --- jobs ---------------------------------------------------------------------------------------
+
+
+def start(job):
+    """Detach from the caller and run the job in `job`; the caller returns at once."""
+    sys.stdout.flush()
+    if os.fork():
+        return 0
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    with open(os.devnull) as null, (job / "log.txt").open("a") as log:  # noqa: PTH123
+        os.dup2(null.fileno(), 0)
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    write_json(job / "pid", {"pid": os.getpid(), "started": start_time(os.getpid())})
+    status = 0
+    try:
+        spec = json.loads((job / "job.json").read_text())
+        write_json(job / "result.json", {"ok": True, **JOBS[spec["kind"]](spec, job)})
+    except BaseException as error:  # noqa: BLE001 - whatever it was, the host must hear of it
+        traceback.print_exc()
+        message = f"{type(error).__name__}: {error}"
+        write_json(job / "result.json", {"ok": False, "error": message})
+        status = 1
+    sys.stdout.flush()
+    os._exit(status)
+
+
+def wait(job, seconds):
+    """Wait until the job has ended, at most `seconds`; return its state.
+
+    States: "done" (result.json is there), "running", "lost" (the process is gone without a result).
+    """
+    end = time.monotonic() + seconds
+    while True:
+        state = state_of(job)
+        if state["state"] != "running" or time.monotonic() >= end:
+            return state
+        time.sleep(0.2)
+
+
+def state_of(job):
+    """Return the state of a job and how many requests it has finished."""
+    samples = job / "samples.jsonl"
+    done = samples.read_bytes().count(b"\n") if samples.exists() else 0
+    if (job / "result.json").exists():
+        return {"state": "done", "requests": done}
+    state = "running" if alive(job) else "lost"
+    if state == "lost" and (job / "result.json").exists():  # ended between the two looks
+        state = "done"
+    return {"state": state, "requests": done}
+
+
+def alive(job):
+    """Tell whether the job's process runs (a recycled pid does not count)."""
+    try:
+        pid = json.loads((job / "pid").read_text())
+    except (OSError, ValueError):
+        # not yet written: give a starting job ten seconds
+        return time.time() - (job / "job.json").stat().st_mtime < 10
+    return start_time(pid["pid"]) == pid["started"]
+
+
+def start_time(pid):
+    """Return when a process was started, in clock ticks since boot, or None when it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else int(fields[19])
+
+
+def stop(job):
+    """End a running job: politely, then by force."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if not (job / "pid").exists() or not alive(job):
+            return 0
+        os.kill(json.loads((job / "pid").read_text())["pid"], number)
+        time.sleep(1)
+    return 0
+
+
+def write_json(path, value):
+    """Write JSON to `path`, whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(value))
+    part.rename(path)
+
+
+# --- the machine --------------------------------------------------------------------------------
+
+
+def read(path):
+    """Return a small file's text, stripped, or None when it cannot be read."""
+    try:
+        return Path(path).read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def machine_state():
+    """Return what tells a quiet, cool, unswapped machine from another, at this moment."""
+    cpu = [int(x) for x in (read("/proc/stat") or "cpu 0").splitlines()[0].split()[1:]]
+    cpu += [0] * (8 - len(cpu))
+    vm = dict(line.split() for line in (read("/proc/vmstat") or "").splitlines())
+    memory = dict(line.split(":") for line in (read("/proc/meminfo") or "").splitlines())
+    frequencies = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq")
+    zones = Path("/sys/class/thermal").glob("thermal_zone*/temp")
+    usage = os.times()
+    return {
+        "monotonic_s": time.monotonic(),
+        "load_1min": float((read("/proc/loadavg") or "0").split()[0]),
+        # user nice system idle iowait irq softirq steal, in clock ticks
+        "cpu_busy_ticks": sum(cpu[:3]) + sum(cpu[5:8]),
+        "cpu_steal_ticks": cpu[7],
+        "own_ticks": round((usage.user + usage.system) * os.sysconf("SC_CLK_TCK")),
+        "ticks_per_s": os.sysconf("SC_CLK_TCK"),
+        "cpus": os.cpu_count(),
+        "swapped_pages": int(vm.get("pswpin", 0)) + int(vm.get("pswpout", 0)),
+        "major_faults": int((read("/proc/self/stat") or "").rsplit(")", 1)[-1].split()[9]),
+        "available_bytes": kib(memory.get("MemAvailable", "0")),
+        "frequencies_khz": [int(read(f) or 0) for f in sorted(frequencies)],
+        "temperatures_mc": [int(read(z) or 0) for z in sorted(zones)],
+        "throttled": read("/sys/devices/platform/soc/soc:firmware/get_throttled"),
+    }
+
+
+def kib(text):
+    """Return bytes for a /proc value such as "123 kB"."""
+    return int(text.split()[0]) * 1024
+
+
+def memory_of_self():
+    """Return the memory of this process: peak, and how it splits into anonymous and file pages."""
+    status = dict(line.split(":", 1) for line in (read("/proc/self/status") or "").splitlines())
+    rollup = read("/proc/self/smaps_rollup") or ""
+    split = dict(line.split(":", 1) for line in rollup.splitlines()[1:])
+    return {
+        "peak_bytes": kib(status["VmHWM"]),
+        "resident_bytes": kib(status["VmRSS"]),
+        "anonymous_bytes": kib(split["Pss_Anon"]) if "Pss_Anon" in split else None,
+        "file_bytes": kib(split["Pss_File"]) if "Pss_File" in split else None,
+    }
+
+
+# --- bench --------------------------------------------------------------------------------------
+
+
+def bench(spec, job):
+    """Measure requests of N new tokens after P prompt tokens; return everything that was seen."""
+    baseline = memory_of_self()["resident_bytes"]
+    llama = load_llama_cpp()
+    messages = []
+    keep_log(llama, messages)
+    model_path = spec.get("model") or make_synthetic(spec["synthetic"], job)
+    context, sampler, n_vocab = open_model(llama, model_path, spec)
+    prompt = prompt_tokens(n_vocab, spec["n_prompt"])
+    for _ in range(spec["warmup"]):
+        request(llama, context, sampler, prompt, spec["n_new"])
+    before = machine_state()
+    with (job / "samples.jsonl").open("w") as samples:
+        for _ in range(spec["requests"]):
+            sample = request(llama, context, sampler, prompt, spec["n_new"])
+            samples.write(json.dumps(sample) + "\n")
+            samples.flush()
+    after = machine_state()
+    if "synthetic" in spec:
+        Path(model_path).unlink()
+    return {
+        "before": before,
+        "after": after,
+        "memory": {**memory_of_self(), "python_bytes": baseline},
+        "system_info": llama.llama_print_system_info().decode(),
+        "log": [m for m in messages if "buffer size" in m or "KV" in m or "kv" in m],
+        "python": sys.version.split()[0],
+    }
+
+
+def load_llama_cpp():
+    """Import llama-cpp-python's ctypes layer without the package around it."""
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None:
+        raise RuntimeError("llama_cpp is not on PYTHONPATH: run `edgeprune target setup`")
+    package = types.ModuleType("llama_cpp")
+    package.__path__ = list(spec.submodule_search_locations)
+    sys.modules["llama_cpp"] = package
+    import llama_cpp.llama_cpp as llama
+
+    llama.llama_backend_init()
+    return llama
+
+
+def keep_log(llama, messages):
+    """Collect llama.cpp's messages in `messages`; errors also go to the log."""
+
+    def receive(level, text, _):
+        line = text.decode("utf-8", "replace").rstrip()
+        messages.append(line)
+        if level == 4:  # GGML_LOG_LEVEL_ERROR
+            print(line, file=sys.stderr)
+
+    callback = llama.llama_log_callback(receive)
+    messages.append("")
+    keep_log.callback = callback  # llama.cpp holds only a pointer
+    llama.llama_log_set(callback, ctypes.c_void_p(0))
+
+
+def make_synthetic(synthetic, job):
+    """Lay a quantized model's data out as a hole behind its real header."""
+    path = job / "synthetic.gguf"
+    path.write_bytes(Path(synthetic["header"]).read_bytes())
+    os.truncate(path, synthetic["size_bytes"])
+    return str(path)
+
+
+def open_model(llama, path, spec):
+    """Load a model and make a context for one request; return (context, sampler, n_vocab)."""
+    params = llama.llama_model_default_params()
+    params.n_gpu_layers = 0
+    model = llama.llama_model_load_from_file(path.encode(), params)
+    if not model:
+        raise RuntimeError(f"llama.cpp cannot load {path}; see log.txt")
+    context_params = llama.llama_context_default_params()
+    n_ctx = spec["n_prompt"] + spec["n_new"]
+    context_params.n_ctx = -(-n_ctx // 256) * 256
+    context_params.n_threads = context_params.n_threads_batch = spec["threads"]
+    context = llama.llama_init_from_model(model, context_params)
+    if not context:
+        raise RuntimeError("llama.cpp cannot make a context (out of memory?); see log.txt")
+    sampler = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
+    llama.llama_sampler_chain_add(sampler, llama.llama_sampler_init_greedy())
+    vocab = llama.llama_model_get_vocab(model)
+    return context, sampler, llama.llama_vocab_n_tokens(vocab)
+
+
+def prompt_tokens(n_vocab, count):
+    """Return `count` token ids, the same in every run."""
+    source = random.Random(SEED)  # noqa: S311 - a prompt, not a secret
+    return [source.randrange(n_vocab) for _ in range(count)]
+
+
+def request(llama, context, sampler, prompt, n_new):
+    """Do one request; return the nanoseconds from its start to each new token.
+
+    The first new token comes from the prompt's evaluation; the end-of-text token is not heeded, so
+    that every request makes `n_new` tokens.
+    """
+    llama.llama_memory_clear(llama.llama_get_memory(context), True)
+    tokens = (llama.llama_token * len(prompt))(*prompt)
+    one = (llama.llama_token * 1)()
+    times = []
+    begin = time.perf_counter_ns()
+    batch = llama.llama_batch_get_one(tokens, len(prompt))
+    for _ in range(n_new):
+        status = llama.llama_decode(context, batch)
+        if status:
+            raise RuntimeError(f"llama_decode returned {status}")
+        one[0] = llama.llama_sampler_sample(sampler, context, -1)
+        times.append(time.perf_counter_ns() - begin)
+        batch = llama.llama_batch_get_one(one, 1)
+    return {"token_ns": times}
+
+
+JOBS = {"bench": bench}
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,173 @@
+"""Measurements: raw samples from a target, and what is derived from them.
+
+In: the result of an agent job. Out: a `Measurement`, which keeps every sample; percentiles, rates
+and disturbances are computed from it and never stored in its place.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from edgeprune.device.session import Device
+from edgeprune.records import Record
+
+BUSY_LIMIT = 0.10  # share of all CPU time that others may use before a measurement is doubted
+ATTEMPTS = 3  # on a busy machine
+_BUFFER = re.compile(r"(\w+) (model|KV|compute|output) buffer size =\s+([\d.]+) MiB")
+
+
+class Memory(Record):
+    """Memory of the process that ran the model, and the runtime's own account of its buffers.
+
+    `anonymous_bytes` and `file_bytes` split the proportional set size (smaps_rollup) at the end;
+    `python_bytes` was resident before the runtime was loaded.
+    """
+
+    peak_bytes: int
+    anonymous_bytes: int | None
+    file_bytes: int | None
+    python_bytes: int
+    kv_cache_bytes: int = 0
+    compute_bytes: int = 0
+    repacked_bytes: int = 0
+
+
+class Workload(Record):
+    """What is measured: requests of `n_new` tokens after a prompt of `n_prompt` tokens."""
+
+    n_prompt: int = Field(ge=1)
+    n_new: int = Field(ge=2)
+    requests: int = Field(default=10, ge=1)
+    warmup: int = Field(default=1, ge=0)
+
+
+class Measurement(Record):
+    """Requests measured on a target.
+
+    Attributes:
+        token_ns: For each request, the nanoseconds from its start to each new token,
+            `(requests, n_new)`.
+        disturbances: Why the machine was not quiet; empty when it was.
+    """
+
+    target: str
+    emulated: bool
+    threads: int
+    workload: Workload
+    token_ns: tuple[tuple[int, ...], ...]
+    memory: Memory
+    file_bytes: int
+    system_info: str
+    before: dict[str, Any]
+    after: dict[str, Any]
+    disturbances: tuple[str, ...] = ()
+
+    def latency_ms(self, percentile: float = 50) -> float:
+        """Milliseconds from a request to its last token, at a percentile (linear between)."""
+        return float(np.percentile([times[-1] for times in self.token_ns], percentile)) / 1e6
+
+    @property
+    def ttft_ms(self) -> float:
+        """Median milliseconds from a request to its first token."""
+        return float(np.median([times[0] for times in self.token_ns])) / 1e6
+
+    @property
+    def token_ms(self) -> float:
+        """Median over requests of the mean milliseconds for each further token."""
+        steps = self.workload.n_new - 1
+        return float(np.median([(t[-1] - t[0]) / steps for t in self.token_ns])) / 1e6
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        """Prompt tokens evaluated in a second, median request."""
+        return self.workload.n_prompt * 1e3 / self.ttft_ms
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        """New tokens in a second after the first, median request."""
+        return 1e3 / self.token_ms
+
+
+def measure(
+    device: Device, model: Mapping[str, Any], workload: Workload, *, file_bytes: int, what: str
+) -> Measurement:
+    """Measure a model that is on the target; on a busy machine again, at most three times.
+
+    Args:
+        device: The open target.
+        model: `{"model": path}` or `{"synthetic": ...}`, as the agent takes it.
+        workload: The requests.
+        file_bytes: Size of the model file, kept in the record.
+        what: Said to the user while it runs.
+
+    Returns:
+        The first undisturbed measurement, or the last one with its disturbances.
+    """
+    spec = {"kind": "bench", "threads": device.threads, **workload.model_dump(), **model}
+    for attempt in range(ATTEMPTS):
+        again = f" (busy machine: attempt {attempt + 1})" if attempt else ""
+        result = device.run_job(spec, what + again)
+        measurement = _record(device, workload, result, file_bytes)
+        if not measurement.disturbances:
+            break
+    return measurement
+
+
+def _record(
+    device: Device, workload: Workload, result: Mapping[str, Any], file_bytes: int
+) -> Measurement:
+    before, after = result["before"], result["after"]
+    return Measurement(
+        target=device.target.name,
+        emulated=device.facts.emulated,
+        threads=device.threads,
+        workload=workload,
+        token_ns=tuple(tuple(sample["token_ns"]) for sample in result["samples"]),
+        memory=memory_of(result["memory"], result["log"]),
+        file_bytes=file_bytes,
+        system_info=result["system_info"],
+        before=before,
+        after=after,
+        disturbances=tuple(disturbances(before, after)),
+    )
+
+
+def memory_of(memory: Mapping[str, Any], log: Sequence[str]) -> Memory:
+    """Join the process's memory with the buffers that llama.cpp's log names. Pure."""
+    buffers: dict[str, int] = {}
+    for backend, kind, mib in _BUFFER.findall("\n".join(log)):
+        key = "repacked" if backend == "CPU_REPACK" else kind
+        buffers[key] = buffers.get(key, 0) + round(float(mib) * 2**20)
+    return Memory(
+        peak_bytes=memory["peak_bytes"],
+        anonymous_bytes=memory["anonymous_bytes"],
+        file_bytes=memory["file_bytes"],
+        python_bytes=memory["python_bytes"],
+        kv_cache_bytes=buffers.get("KV", 0),
+        compute_bytes=buffers.get("compute", 0),
+        repacked_bytes=buffers.get("repacked", 0),
+    )
+
+
+def disturbances(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Say what made a machine unfit to measure on, between two states of it. Pure."""
+    found = []
+    seconds = after["monotonic_s"] - before["monotonic_s"]
+    all_ticks = seconds * after["ticks_per_s"] * after["cpus"]
+    others = (after["cpu_busy_ticks"] - before["cpu_busy_ticks"]) - (
+        after["own_ticks"] - before["own_ticks"]
+    )
+    if all_ticks > 0 and others / all_ticks > BUSY_LIMIT:
+        found.append(f"other processes used {others / all_ticks:.0%} of the CPU time")
+    if (pages := after["swapped_pages"] - before["swapped_pages"]) > 0:
+        found.append(f"the machine swapped ({pages} pages)")
+    if (faults := after["major_faults"] - before["major_faults"]) > 10:
+        found.append(f"the model was read from disk again ({faults} major faults): too little RAM")
+    if after["throttled"] not in {None, "", "0", "0x0"}:
+        found.append(f"the board reports throttling ({after['throttled']})")
+    return found

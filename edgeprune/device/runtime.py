@@ -1,0 +1,196 @@
+"""The runtime on a target: llama-cpp-python, built for its CPU, unpacked on PYTHONPATH.
+
+In: facts about a target. Out: a zip of unpacked wheels named by its content, and where it lies on
+the target. The wheel is cross-built from the same sdist as the local package, once for each set of
+CPU features, with the C and C++ compiler that the PyPI package `ziglang` carries: the host needs no
+toolchain and the target no compiler, pip or internet.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from edgeprune.device.probe import DeviceFacts
+from edgeprune.device.transport import Transport, checked
+from edgeprune.errors import DeviceError, EdgePruneError
+from edgeprune.model.source import cache_directory
+from edgeprune.records import digest, file_digest
+
+Notify = Callable[[str], None]
+LLAMA_CPP_PYTHON = "0.3.36"
+GLIBC = (2, 28)  # what the cross-built libraries ask for: Debian 10, Ubuntu 18.10 and later
+BUILD_TOOLS = {"ziglang": "ziglang", "scikit-build-core": "scikit_build_core",
+               "ninja": "ninja", "cmake": "cmake", "pip": "pip"}
+# ggml's kernels by the name that /proc/cpuinfo gives a feature and the one that compilers do.
+_FEATURES = {"asimddp": "dotprod", "asimdhp": "fullfp16", "i8mm": "i8mm"}
+
+
+def cpu_flags(facts: DeviceFacts) -> str:
+    """Return the `-mcpu` of a target: the baseline and the features that ggml has kernels for.
+
+    Raises:
+        DeviceError: Not a 64-bit ARM CPU.
+    """
+    if facts.architecture != "aarch64":
+        raise DeviceError("the runtime is built for 64-bit ARM targets only",
+                          got=facts.architecture,
+                          remedy="supported: aarch64 over SSH, and 'local' on any machine")
+    baseline = "+v8_2a" if {"atomics", "asimdrdm", "dcpop"} <= set(facts.cpu_features) else ""
+    known = [flag for name, flag in _FEATURES.items() if name in facts.cpu_features]
+    return "generic" + baseline + "".join(f"+{flag}" for flag in known)
+
+
+def runtime_archive(facts: DeviceFacts, notify: Notify) -> Path:
+    """Return the zip of unpacked wheels for a target, built when the cache has none.
+
+    Raises:
+        DeviceError: The target is not one that a runtime can be built for.
+        EdgePruneError: The build tools are missing or the build failed.
+    """
+    flags = cpu_flags(facts)
+    _check_glibc(facts)
+    zig = _tool_version("ziglang")
+    key = digest(LLAMA_CPP_PYTHON, flags, GLIBC, zig, _cmake_arguments(Path("zig"), flags))
+    directory = cache_directory() / "runtimes" / key
+    if not (archives := sorted(directory.glob("*.zip"))):
+        archives = [_assemble(directory, flags, notify)]
+    return archives[0]
+
+
+def provision(
+    transport: Transport, facts: DeviceFacts, work: str, python: str, notify: Notify
+) -> str:
+    """Put the runtime on a target unless it is there; return its directory for PYTHONPATH."""
+    archive = runtime_archive(facts, notify)
+    place = f"{work}/runtime/{archive.stem}"
+    if transport.run(["test", "-d", place]).status == 0:
+        return place
+    size = archive.stat().st_size / 2**20
+
+    def progress(done: int, total: int) -> None:
+        notify(f"sending the runtime, {done * 100 // max(total, 1)} % of {size:.0f} MiB")
+
+    checked(transport, ["mkdir", "-p", f"{work}/runtime"])
+    transport.put(archive, f"{place}.zip", progress)
+    notify("unpacking the runtime")
+    sum_of = "import hashlib,sys;print(hashlib.sha256(open(sys.argv[1],'rb').read()).hexdigest())"
+    arrived = checked(transport, [python, "-c", sum_of, f"{place}.zip"], timeout_s=300).strip()
+    if arrived != file_digest(archive):
+        raise DeviceError("the runtime arrived damaged", got=arrived, remedy="run again")
+    checked(transport, ["rm", "-rf", f"{place}.part"])
+    checked(transport, [python, "-m", "zipfile", "-e", f"{place}.zip", f"{place}.part"],
+            timeout_s=600)
+    checked(transport, ["mv", f"{place}.part", place])
+    checked(transport, ["rm", "-f", f"{place}.zip"])
+    return place
+
+
+def _check_glibc(facts: DeviceFacts) -> None:
+    if facts.glibc is None or tuple(map(int, facts.glibc.split(".")[:2])) < GLIBC:
+        raise DeviceError(
+            "the runtime needs a target with glibc 2.28 or later", got=facts.glibc or "no glibc",
+            remedy="use Debian 10, Ubuntu 20.04 or later (musl systems are not supported)",
+        )
+
+
+def _tool_version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError as error:
+        raise EdgePruneError(
+            f"building the device runtime needs the package {package}",
+            remedy="pip install 'edgeprune[cross]'",
+        ) from error
+
+
+def _assemble(directory: Path, flags: str, notify: Notify) -> Path:
+    """Build the wheel and zip it with what it imports, unpacked as it will lie on the target."""
+    work = directory.with_name(f"{directory.name}.part{os.getpid()}")
+    shutil.rmtree(work, ignore_errors=True)
+    site = work / "site"
+    wheel = _build_wheel(work, flags, notify)
+    with zipfile.ZipFile(wheel) as packed:
+        wanted = [n for n in packed.namelist() if n.startswith("llama_cpp/")
+                  and not n.startswith(("llama_cpp/server", "llama_cpp/include"))]
+        packed.extractall(site, wanted)
+    extension = importlib.util.find_spec("typing_extensions")
+    if extension is None or extension.origin is None:
+        raise EdgePruneError("typing_extensions is not installed", remedy="pip install edgeprune")
+    shutil.copyfile(extension.origin, site / "typing_extensions.py")
+    packed_site = work / "runtime.zip"
+    with zipfile.ZipFile(packed_site, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(path for path in site.rglob("*") if path.is_file()):
+            entry = zipfile.ZipInfo(str(file.relative_to(site)))  # a fixed date: same in, same out
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, file.read_bytes(), zipfile.ZIP_DEFLATED)
+    directory.mkdir(parents=True, exist_ok=True)
+    final = directory / f"{file_digest(packed_site)[:16]}.zip"
+    packed_site.replace(final)
+    shutil.rmtree(work)
+    return final
+
+
+def _build_wheel(work: Path, flags: str, notify: Notify) -> Path:
+    for package, module in BUILD_TOOLS.items():
+        if importlib.util.find_spec(module) is None:
+            _tool_version(package)
+    tools = _compiler_wrappers(work / "zig")
+    scripts = str(Path(sys.executable).parent)
+    environment = {
+        **os.environ,
+        "PATH": f"{scripts}{os.pathsep}{os.environ.get('PATH', '')}",
+        "CMAKE_ARGS": " ".join(_cmake_arguments(tools, flags)),
+        "CMAKE_GENERATOR": "Ninja",
+    }
+    log = work / "build.log"
+    notify(f"cross-building llama-cpp-python {LLAMA_CPP_PYTHON} for {flags} (once, minutes)")
+    # --no-cache-dir: the wheel is tagged with this machine's platform, and pip would hand it to
+    # the next `pip install llama-cpp-python` here
+    argv = [sys.executable, "-m", "pip", "wheel", "--no-cache-dir", "--no-deps",
+            "--no-build-isolation", "--no-binary", "llama-cpp-python", "--wheel-dir", str(work),
+            f"llama-cpp-python=={LLAMA_CPP_PYTHON}"]
+    with log.open("w") as output:
+        done = subprocess.run(argv, env=environment, stdout=output, stderr=subprocess.STDOUT,
+                              check=False)
+    wheels = sorted(work.glob("llama_cpp_python-*.whl"))
+    if done.returncode or not wheels:
+        raise EdgePruneError(f"the device runtime could not be built; see {log}",
+                             got=f"status {done.returncode}")
+    return wheels[0]
+
+
+def _compiler_wrappers(directory: Path) -> Path:
+    """Write the commands that cmake takes for a compiler: zig, told the target once for all."""
+    directory.mkdir(parents=True)
+    libc = f"aarch64-linux-gnu.{GLIBC[0]}.{GLIBC[1]}"
+    for name, extra in {"cc": f"-target {libc}", "c++": f"-target {libc}", "ar": "",
+                        "ranlib": ""}.items():
+        wrapper = directory / name
+        wrapper.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m ziglang {name} {extra} "$@"\n')
+        wrapper.chmod(0o755)
+    return directory
+
+
+def _cmake_arguments(tools: Path, flags: str) -> list[str]:
+    definitions = {
+        "CMAKE_SYSTEM_NAME": "Linux",
+        "CMAKE_SYSTEM_PROCESSOR": "aarch64",
+        "CMAKE_C_COMPILER": tools / "cc",
+        "CMAKE_CXX_COMPILER": tools / "c++",
+        "CMAKE_AR": tools / "ar",
+        "CMAKE_RANLIB": tools / "ranlib",
+        "CMAKE_C_FLAGS": f"-mcpu={flags}",
+        "CMAKE_CXX_FLAGS": f"-mcpu={flags}",
+        "GGML_NATIVE": "OFF",
+        "GGML_OPENMP": "OFF",
+        "LLAVA_BUILD": "OFF",
+    }
+    return [f"-D{name}={value}" for name, value in definitions.items()]

@@ -1,0 +1,191 @@
+"""A target that is open for work: probed, with a work directory, a runtime, and jobs to run.
+
+In: a `Target`. Out: facts, and the raw results of agent jobs. This is the device's only face to
+the stages: `with open_device(target) as device: device.bench(...)`.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.resources import as_file, files
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from edgeprune.device.probe import DeviceFacts, probe
+from edgeprune.device.runtime import Notify, provision
+from edgeprune.device.target import Target
+from edgeprune.device.transport import LocalTransport, Transport, checked
+from edgeprune.errors import DeviceError
+from edgeprune.records import file_digest
+
+POLL_S = 20
+JOB_LIMIT_S = 3 * 3600
+
+
+@dataclass
+class Device:
+    """An open target. Made by `open_device`.
+
+    Attributes:
+        target: As described by the user.
+        facts: As probed.
+    """
+
+    target: Target
+    facts: DeviceFacts
+    transport: Transport
+    work: str
+    notify: Notify
+    _runtime: str | None = field(default=None, repr=False)
+
+    @property
+    def threads(self) -> int:
+        """CPU threads that measurements use: the target file's number, else all CPUs."""
+        return self.target.threads or self.facts.cpus
+
+    def setup(self) -> str:
+        """Put agent and runtime on the target; return the directory for PYTHONPATH."""
+        if self._runtime is None:
+            checked(self.transport, ["mkdir", "-p", f"{self.work}/models", f"{self.work}/jobs"])
+            with as_file(files("edgeprune.device") / "agent.py") as agent:
+                self.transport.put(agent, f"{self.work}/agent.py")
+            if self.target.is_local:
+                self._runtime = ""  # the installed package
+            else:
+                self._runtime = provision(self.transport, self.facts, self.work, self._python,
+                                          self.notify)
+        return self._runtime
+
+    def put_model(self, path: Path) -> str:
+        """Copy a file to the target under the name of its content, unless it is there already."""
+        self.setup()
+        remote = f"{self.work}/models/{file_digest(path)[:24]}{path.suffix}"
+        size = path.stat().st_size
+        present = self.transport.run(["stat", "-c", "%s", remote])
+        if present.status == 0 and present.stdout.strip() == str(size):
+            return remote
+
+        def progress(done: int, total: int) -> None:
+            self.notify(f"sending {path.name}, {done * 100 // max(total, 1)} % "
+                        f"of {size / 2**20:.0f} MiB")
+
+        self.transport.put(path, remote, progress)
+        return remote
+
+    def forget(self, remote: str) -> None:
+        """Delete a file that `put_model` left on the target."""
+        checked(self.transport, ["rm", "-f", remote])
+
+    def run_job(self, spec: dict[str, Any], what: str) -> dict[str, Any]:
+        """Run an agent job and return its result with the samples in `samples`.
+
+        Args:
+            spec: The content of `job.json`; see `edgeprune.device.agent`.
+            what: Said to the user while it runs.
+
+        Raises:
+            DeviceError: The job failed, was killed, or took too long.
+        """
+        runtime = self.setup()
+        job = f"{self.work}/jobs/{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
+        checked(self.transport, ["mkdir", "-p", job])
+        with TemporaryDirectory() as scratch:
+            local = Path(scratch)
+            (local / "job.json").write_text(json.dumps(spec))
+            self.transport.put(local / "job.json", f"{job}/job.json")
+            agent = ["env", f"PYTHONPATH={runtime}"] if runtime else ["env"]
+            agent += [self._python, f"{self.work}/agent.py"]
+            try:
+                checked(self.transport, [*agent, "start", job])
+                self._await(agent, job, spec, what)
+            except BaseException:
+                self.transport.run([*agent, "stop", job])
+                raise
+            result = self._fetch(job, local)
+        checked(self.transport, ["rm", "-rf", job])
+        return result
+
+    def _await(self, agent: list[str], job: str, spec: dict[str, Any], what: str) -> None:
+        deadline = time.monotonic() + JOB_LIMIT_S
+        # one waiting process there, not a poll from here: on a small machine polls are load
+        poll_s = 1 if self.target.is_local else POLL_S
+        while True:
+            answer = checked(self.transport, [*agent, "wait", job, str(poll_s)],
+                             timeout_s=poll_s + 120)
+            try:
+                state = json.loads(answer)
+                name, requests = str(state["state"]), int(state["requests"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise DeviceError("the agent's answer cannot be read", got=answer[:200]) from error
+            self.notify(f"{what}: {requests} of {spec.get('requests', '?')} requests")
+            if name == "done":
+                return
+            if name == "lost":
+                log = self.transport.run(["tail", "-n", "3", f"{job}/log.txt"]).stdout.strip()
+                raise DeviceError(
+                    f"{what}: the job's process vanished from the target", got=log[-200:] or None,
+                    remedy="out of memory? (dmesg there tells)",
+                )
+            if time.monotonic() > deadline:
+                raise DeviceError(f"{what}: no end after {JOB_LIMIT_S // 3600} hours")
+
+    def _fetch(self, job: str, local: Path) -> dict[str, Any]:
+        self.transport.get(f"{job}/result.json", local / "result.json")
+        try:
+            result: dict[str, Any] = json.loads((local / "result.json").read_text())
+            if not result.pop("ok"):
+                raise DeviceError("the job failed on the target", got=result.get("error"),
+                                  remedy=f"its log is {job}/log.txt there")
+            self.transport.get(f"{job}/samples.jsonl", local / "samples.jsonl")
+            lines = (local / "samples.jsonl").read_text().splitlines()
+            result["samples"] = [json.loads(line) for line in lines]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DeviceError("the job's result cannot be read", got=str(error)) from error
+        return result
+
+    @property
+    def _python(self) -> str:
+        return sys.executable if self.target.is_local else self.target.python
+
+
+@contextmanager
+def open_device(
+    target: Target,
+    *,
+    notify: Notify = lambda _: None,
+    connect: Callable[[Target], Transport] | None = None,
+) -> Iterator[Device]:
+    """Connect to a target, probe it, and close the connection at the end.
+
+    Args:
+        target: The machine.
+        notify: Told what is being done when it takes long.
+        connect: Makes the transport; by default local or SSH as the target says.
+
+    Raises:
+        DeviceError: Unreachable, refused, or not a machine that edgeprune can use.
+    """
+    transport = (connect or connect_to)(target)
+    try:
+        python = sys.executable if target.is_local else target.python
+        facts = probe(transport, python=python, emulated=target.emulated)
+        work = target.work_directory.removeprefix("~/")
+        yield Device(target, facts, transport, work, notify)
+    finally:
+        transport.close()
+
+
+def connect_to(target: Target) -> Transport:
+    """Open the transport that a target asks for."""
+    if target.is_local:
+        return LocalTransport()
+    from edgeprune.device.ssh import SSHTransport  # noqa: PLC0415 - paramiko is not for --help
+
+    return SSHTransport(target)

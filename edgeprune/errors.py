@@ -1,0 +1,65 @@
+"""The error tree: what failed, the value received, the remedy, and the exit code.
+
+    EdgePruneError            1  our own fault
+    ├── UsageError            2  a budget, a target file or an option that cannot be read
+    ├── InfeasibleError       3  nothing that the allowed cuts reach holds the budget
+    ├── DeviceError           5  the target: unreachable, refused, or a job failed on it
+    └── InputError            6  the model or a text file
+
+Verdicts that are not failures have codes of their own: 0 met, 4 inconclusive, 7 missed (see
+`edgeprune.records.Verdict`).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import ClassVar
+
+
+class EdgePruneError(Exception):
+    """A failure with one clear line for the user.
+
+    Attributes:
+        exit_code: Exit status of the command line for this kind of failure.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, what: str, *, got: object = None, remedy: str = "") -> None:
+        parts = [what if got is None else f"{what}: got {got!r}"]
+        if remedy:
+            parts.append(remedy)
+        super().__init__(". ".join(part.rstrip(".") for part in parts))
+        self.what, self.got, self.remedy = what, got, remedy
+
+
+class UsageError(EdgePruneError):
+    """What the user wrote (an option, a budget, a target file) cannot be understood."""
+
+    exit_code = 2
+
+
+class InfeasibleError(EdgePruneError):
+    """No shape that the allowed moves reach holds the budget."""
+
+    exit_code = 3
+
+
+class DeviceError(EdgePruneError):
+    """The target cannot be reached, refuses us, or failed to do a job."""
+
+    exit_code = 5
+
+
+class InputError(EdgePruneError):
+    """The model or another input file is missing, broken or unsupported."""
+
+    exit_code = 6
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return a remedy naming the known word nearest to `word`, or all known words."""
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"

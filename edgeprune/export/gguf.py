@@ -1,0 +1,186 @@
+"""A Llama checkpoint becomes a GGUF artifact: F32 or F16 by streaming, then quantized by llama.cpp.
+
+In: an open `Checkpoint` and its tokenizer. Out: one `.gguf` file. Only here do GGUF names and the
+row order of llama.cpp's rotary embedding appear.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gguf
+import llama_cpp
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeprune.errors import EdgePruneError, UsageError, nearest
+from edgeprune.model.checkpoint import Checkpoint
+from edgeprune.model.gguf import quiet_llama_cpp
+from edgeprune.model.rope import rope_factors
+from edgeprune.model.shape import LlamaShape
+from edgeprune.model.tensors import TensorSpec, tensor_specs
+from edgeprune.model.tokenizer import add_tokenizer
+
+# What `--quant` takes, with the file type of llama.cpp that it stands for.
+FLOAT_TYPES = {"F32": gguf.LlamaFileType.ALL_F32, "F16": gguf.LlamaFileType.MOSTLY_F16}
+QUANT_TYPES = {
+    "Q4_0": gguf.LlamaFileType.MOSTLY_Q4_0,
+    "Q4_K_M": gguf.LlamaFileType.MOSTLY_Q4_K_M,
+    "Q5_K_M": gguf.LlamaFileType.MOSTLY_Q5_K_M,
+    "Q6_K": gguf.LlamaFileType.MOSTLY_Q6_K,
+    "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+}
+FORMATS = (*QUANT_TYPES, *FLOAT_TYPES)
+
+
+def check_format(name: str) -> str:
+    """Return the canonical name of a GGUF number format.
+
+    Raises:
+        UsageError: An unknown format; the nearest known one is named.
+    """
+    if name.upper() not in FORMATS:
+        raise UsageError("unknown quantization", got=name, remedy=nearest(name.upper(), FORMATS))
+    return name.upper()
+
+
+def export_gguf(
+    checkpoint: Checkpoint, tokenizer: Path | None, destination: Path, *, quant: str, name: str
+) -> None:
+    """Write `checkpoint` as a GGUF file in the number format `quant`.
+
+    Args:
+        checkpoint: The model.
+        tokenizer: `tokenizer.gguf`, or None for an artifact that knows token ids only.
+        destination: The file to write; it appears when it is whole.
+        quant: One of `FORMATS`.
+        name: `general.name` of the file.
+
+    Raises:
+        EdgePruneError: llama.cpp failed to quantize.
+    """
+    quant = check_format(quant)
+    part = destination.with_name(destination.name + ".part")
+    if quant in FLOAT_TYPES:
+        write_float(checkpoint, tokenizer, part, kind=quant, name=name)
+    else:
+        wide = destination.with_name(destination.name + ".f16")
+        try:
+            write_float(checkpoint, tokenizer, wide, kind="F16", name=name)
+            quantize(wide, part, quant)
+        finally:
+            wide.unlink(missing_ok=True)
+    part.replace(destination)
+
+
+def write_float(
+    checkpoint: Checkpoint, tokenizer: Path | None, path: Path, *, kind: str, name: str
+) -> None:
+    """Stream `checkpoint` into an F32 or F16 GGUF file; norms and biases stay F32."""
+    writer = open_writer(checkpoint.shape, tokenizer, path, kind=kind, name=name)
+    for spec in tensor_specs(checkpoint.shape):
+        array = checkpoint.tensor(spec.name).float().numpy()
+        if spec.name.endswith(("q_proj.weight", "q_proj.bias")):
+            array = interleave_rope_rows(array, checkpoint.shape.num_attention_heads)
+        elif spec.name.endswith(("k_proj.weight", "k_proj.bias")):
+            array = interleave_rope_rows(array, checkpoint.shape.num_key_value_heads)
+        writer.write_tensor_data(np.ascontiguousarray(array.astype(_dtype(spec, kind))))
+    if _has_rope_tensor(checkpoint.shape):
+        writer.write_tensor_data(np.array(rope_factors(checkpoint.shape), dtype=np.float32))
+    writer.close()
+
+
+def open_writer(
+    shape: LlamaShape, tokenizer: Path | None, path: Path, *, kind: str, name: str
+) -> gguf.GGUFWriter:
+    """Start a GGUF file: metadata and tensor table written, ready for the data in table order."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_type(gguf.GGUFType.MODEL)
+    writer.add_name(name)
+    writer.add_file_type(FLOAT_TYPES[kind])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    _add_shape(writer, shape)
+    add_tokenizer(writer, tokenizer)
+    for gguf_name, dims, dtype in tensor_table(shape, kind):
+        elements = int(np.prod(dims))
+        writer.add_tensor_info(gguf_name, dims, dtype, elements * np.dtype(dtype).itemsize)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    return writer
+
+
+def tensor_table(
+    shape: LlamaShape, kind: str
+) -> Iterator[tuple[str, tuple[int, ...], np.dtype[Any]]]:
+    """Yield GGUF name, dimensions and number type of every tensor of a float GGUF file."""
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, shape.num_hidden_layers)
+    for spec in tensor_specs(shape):
+        stem, suffix = spec.name.rsplit(".", 1)
+        yield f"{names.get_name(stem)}.{suffix}", spec.dims(shape), _dtype(spec, kind)
+    if _has_rope_tensor(shape):
+        yield "rope_freqs.weight", (shape.head_dim // 2,), np.dtype(np.float32)
+
+
+def quantize(source: Path, destination: Path, quant: str) -> None:
+    """Quantize the GGUF file `source` with llama.cpp's `llama_model_quantize`.
+
+    Raises:
+        EdgePruneError: llama.cpp refused; its messages are in the log.
+    """
+    quiet_llama_cpp()
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = int(QUANT_TYPES[quant])
+    params.allow_requantize = False
+    status = llama_cpp.llama_model_quantize(
+        str(source).encode(), str(destination).encode(), ctypes.byref(params)
+    )
+    if status:
+        raise EdgePruneError(f"llama.cpp could not quantize {source.name} to {quant}",
+                             got=f"status {status}", remedy="run with --verbose for its messages")
+
+
+def interleave_rope_rows(
+    array: NDArray[np.float32], n_heads: int
+) -> NDArray[np.float32]:
+    """Reorder the rows of q or k from Hugging Face's rotary layout to llama.cpp's.
+
+    Hugging Face rotates row `i` of a head with row `i + head_dim / 2`; llama.cpp's Llama rotates
+    neighbours. `array` is `(n_heads * head_dim, ...)`.
+    """
+    halves = array.reshape(n_heads, 2, array.shape[0] // n_heads // 2, *array.shape[1:])
+    return halves.swapaxes(1, 2).reshape(array.shape)
+
+
+def _dtype(spec: TensorSpec, kind: str) -> np.dtype[Any]:
+    return np.dtype(np.float32 if len(spec.axes) == 1 or kind == "F32" else np.float16)
+
+
+def _has_rope_tensor(shape: LlamaShape) -> bool:
+    return shape.rope_scaling is not None and shape.rope_scaling.rope_type == "llama3"
+
+
+def _add_shape(writer: gguf.GGUFWriter, shape: LlamaShape) -> None:
+    add: tuple[tuple[Callable[[Any], None], Any], ...] = (
+        (writer.add_block_count, shape.num_hidden_layers),
+        (writer.add_context_length, shape.max_position_embeddings),
+        (writer.add_embedding_length, shape.hidden_size),
+        (writer.add_feed_forward_length, shape.intermediate_size),
+        (writer.add_head_count, shape.num_attention_heads),
+        (writer.add_head_count_kv, shape.num_key_value_heads),
+        (writer.add_key_length, shape.head_dim),
+        (writer.add_value_length, shape.head_dim),
+        (writer.add_rope_dimension_count, shape.head_dim),
+        (writer.add_rope_freq_base, shape.rope_theta),
+        (writer.add_layer_norm_rms_eps, shape.rms_norm_eps),
+        (writer.add_vocab_size, shape.vocab_size),
+    )
+    for method, value in add:
+        method(value)
+    scaling = shape.rope_scaling
+    if scaling is not None and scaling.rope_type == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(scaling.factor)

@@ -1,0 +1,1 @@
+"""What a Llama is: its shape, its tensors, its files."""

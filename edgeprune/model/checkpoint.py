@@ -1,0 +1,209 @@
+"""A Hugging Face checkpoint read tensor by tensor, and one written shard by shard.
+
+In: a directory with `config.json` and safetensors files. Out: lazily loaded tensors; a stock
+`LlamaForCausalLM` directory. At no time is more than one shard held in RAM.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from edgeprune.errors import InputError
+from edgeprune.model.shape import LlamaShape, shape_of_config
+from edgeprune.model.tensors import tensor_specs
+from edgeprune.records import file_digest, write_text
+
+SHARD_BYTES = 512 * 1024**2
+# Files that travel with the weights: everything a tokenizer or `generate` reads.
+COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "tokenizer.gguf",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
+
+class Checkpoint:
+    """An open Llama checkpoint. Tensors are read when asked for, never all at once.
+
+    Attributes:
+        path: The directory.
+        config: The parsed `config.json`.
+        shape: The numbers of the model.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open `path` and check that every tensor of its shape is there with its dimensions.
+
+        Raises:
+            InputError: Missing files, a model that is not a supported Llama, tensors that are
+                missing or have other dimensions than the config says.
+        """
+        self.path = path
+        self.config = read_config(path)
+        self.shape = shape_of_config(self.config, where=str(path / "config.json"))
+        self._files = _index(path)
+        self._open: dict[Path, Any] = {}
+        self._check()
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Read one tensor, in the precision that it is stored in."""
+        tensor: torch.Tensor = self._file(name).get_tensor(name)
+        return tensor
+
+    def dims(self, name: str) -> tuple[int, ...]:
+        """Return the dimensions of a tensor without reading it."""
+        return tuple(self._file(name).get_slice(name).get_shape())
+
+    def digest(self) -> str:
+        """Identify the checkpoint by the content of its config and weight files."""
+        files = sorted({*self._files.values(), self.path / "config.json"})
+        return "-".join(file_digest(file)[:16] for file in files)
+
+    def _file(self, name: str) -> Any:
+        path = self._files[name]
+        if path not in self._open:
+            try:
+                self._open[path] = safe_open(path, framework="pt", device="cpu")
+            except (SafetensorError, OSError) as error:
+                raise InputError(
+                    f"weight file {path} cannot be read ({error})",
+                    remedy="copy it again: it is truncated or is not safetensors",
+                ) from error
+        return self._open[path]
+
+    def _check(self) -> None:
+        for spec in tensor_specs(self.shape):
+            if spec.name not in self._files:
+                raise InputError(
+                    f"tensor {spec.name} is missing from {self.path}",
+                    remedy="the checkpoint is incomplete, or is not a plain LlamaForCausalLM",
+                )
+            if (found := self.dims(spec.name)) != spec.dims(self.shape):
+                raise InputError(
+                    f"tensor {spec.name} should be {spec.dims(self.shape)} by config.json",
+                    got=found,
+                    remedy="config and weights belong to different models",
+                )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Parse `config.json` of a checkpoint directory.
+
+    Raises:
+        InputError: The file is missing or is not a JSON object.
+    """
+    file = path / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{file} cannot be read ({error})",
+            remedy="give a Hugging Face model directory, a .gguf file or 'smollm2'",
+        ) from error
+    if not isinstance(config, dict):
+        raise InputError(f"{file} is not a JSON object", got=type(config).__name__)
+    return config
+
+
+def write_checkpoint(
+    directory: Path,
+    config: dict[str, Any],
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    *,
+    companions: Path | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write a checkpoint directory, holding at most one shard in RAM.
+
+    Args:
+        directory: Where to; created when missing.
+        config: Content of `config.json`.
+        tensors: Names and tensors, consumed once, in order.
+        companions: Directory whose tokenizer files are copied along.
+        shard_bytes: Largest size of one weight file, except that a tensor is never split.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    shards: list[list[str]] = []
+    total_bytes = 0
+    for names, shard in _shards(tensors, shard_bytes):
+        save_file(shard, directory / f"shard-{len(shards)}", metadata={"format": "pt"})
+        total_bytes += sum(tensor.nbytes for tensor in shard.values())
+        shards.append(names)
+    _name_shards(directory, shards, total_bytes)
+    for name in COMPANIONS:
+        if companions is not None and (companions / name).is_file():
+            shutil.copyfile(companions / name, directory / name)
+    write_text(directory / "config.json", json.dumps(config, indent=2) + "\n")
+
+
+def _shards(
+    tensors: Iterable[tuple[str, torch.Tensor]], shard_bytes: int
+) -> Iterator[tuple[list[str], dict[str, torch.Tensor]]]:
+    shard: dict[str, torch.Tensor] = {}
+    held = 0
+    for name, tensor in tensors:
+        if shard and held + tensor.nbytes > shard_bytes:
+            yield list(shard), shard
+            shard, held = {}, 0
+        shard[name] = tensor.contiguous()
+        held += tensor.nbytes
+    if shard:
+        yield list(shard), shard
+
+
+def _name_shards(directory: Path, shards: list[list[str]], total_bytes: int) -> None:
+    """Rename the written shards to their final names; write an index when there are several."""
+    if len(shards) == 1:
+        (directory / "shard-0").replace(directory / "model.safetensors")
+        return
+    weight_map = {}
+    for number, names in enumerate(shards):
+        final = f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
+        (directory / f"shard-{number}").replace(directory / final)
+        weight_map.update(dict.fromkeys(names, final))
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+    write_text(directory / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
+
+
+def _index(path: Path) -> dict[str, Path]:
+    """Map tensor names to the files that hold them."""
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            files = {str(name): path / Path(file).name for name, file in weight_map.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{index} is not a safetensors index", got=str(error)) from error
+        if missing := sorted({f.name for f in files.values() if not f.is_file()}):
+            raise InputError(f"weight files named in {index} are missing", got=missing)
+        return files
+    single = path / "model.safetensors"
+    if not single.is_file():
+        raise InputError(
+            f"no model.safetensors or model.safetensors.index.json in {path}",
+            remedy="only safetensors weights are read (pickled .bin files never are): save the "
+            "model again with save_pretrained",
+        )
+    try:
+        with safe_open(single, framework="pt") as file:
+            return dict.fromkeys(file.keys(), single)
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"weight file {single} cannot be read ({error})",
+            remedy="copy it again: it is truncated or is not safetensors",
+        ) from error

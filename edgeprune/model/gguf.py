@@ -1,0 +1,147 @@
+"""A GGUF file opened through llama.cpp on this machine: tokens and logits.
+
+In: a GGUF path. Out: token ids, and logits as numpy arrays. Used where a number must come from the
+artifact itself (perplexity, parity); speed is measured by the agent, on the target.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import llama_cpp
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeprune.errors import InputError
+
+log = logging.getLogger(__name__)
+_ERROR = 4  # ggml_log_level: NONE, DEBUG, INFO, WARN, ERROR, CONT
+
+
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+def _to_logging(level: int, text: bytes, _: Any) -> None:
+    line = text.decode("utf-8", "replace").rstrip()
+    if line:
+        log.log(logging.WARNING if level == _ERROR else logging.DEBUG, "%s", line)
+
+
+def quiet_llama_cpp() -> None:
+    """Send llama.cpp's messages to this module's logger instead of stderr."""
+    llama_cpp.llama_log_set(_to_logging, ctypes.c_void_p(0))
+
+
+class GgufModel:
+    """A loaded GGUF model; a context manager.
+
+    Attributes:
+        n_vocab: Vocabulary size.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        n_ctx: int = 512,
+        threads: int | None = None,
+        vocab_only: bool = False,
+        exact: bool = False,
+    ) -> None:
+        """Load `path`.
+
+        Args:
+            path: The GGUF file.
+            n_ctx: Most tokens evaluated at once.
+            threads: CPU threads; all by default.
+            vocab_only: Load the tokenizer only.
+            exact: Attend in F32 (llama.cpp keeps keys and values in F16), for comparisons.
+
+        Raises:
+            InputError: llama.cpp refuses the file.
+        """
+        quiet_llama_cpp()
+        llama_cpp.llama_backend_init()
+        params = llama_cpp.llama_model_default_params()
+        params.vocab_only = vocab_only
+        params.n_gpu_layers = 0
+        self._context: Any = None
+        self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+        if not self._model:
+            raise InputError(f"llama.cpp cannot load {path}",
+                             remedy="run with --verbose to see its messages")
+        self._vocab = llama_cpp.llama_model_get_vocab(self._model)
+        self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
+        self.n_ctx = n_ctx
+        if not vocab_only:
+            self._context = self._open_context(threads or os.cpu_count() or 1, exact)
+
+    def _open_context(self, threads: int, exact: bool) -> Any:  # noqa: FBT001
+        params = llama_cpp.llama_context_default_params()
+        if exact:
+            params.type_k = params.type_v = llama_cpp.GGML_TYPE_F32
+            params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        params.n_ctx = params.n_batch = params.n_ubatch = self.n_ctx
+        params.n_threads = params.n_threads_batch = threads
+        context = llama_cpp.llama_init_from_model(self._model, params)
+        if not context:
+            raise InputError("llama.cpp cannot make a context", got=f"n_ctx={self.n_ctx}",
+                             remedy="is there enough memory?")
+        return context
+
+    def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
+        """Return the token ids of `text`; special tokens in it are read as plain text."""
+        data = text.encode()
+        buffer = (llama_cpp.llama_token * (len(data) + 2))()
+        count = llama_cpp.llama_tokenize(
+            self._vocab, data, len(data), buffer, len(buffer), add_special, False
+        )
+        if count < 0:
+            raise InputError("the model's tokenizer cannot read the text", got=text[:40])
+        return list(buffer[:count])
+
+    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Return the logits after each token, `(n_tokens, n_vocab)`, from an empty context.
+
+        Raises:
+            InputError: More tokens than the context holds.
+        """
+        if not 0 < len(tokens) <= self.n_ctx:
+            raise InputError(f"logits need 1 to {self.n_ctx} tokens", got=len(tokens))
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
+        batch = llama_cpp.llama_batch_init(len(tokens), 0, 1)
+        try:
+            batch.n_tokens = len(tokens)
+            for i, token in enumerate(tokens):
+                batch.token[i], batch.pos[i], batch.logits[i] = token, i, 1
+                batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
+            if status := llama_cpp.llama_decode(self._context, batch):
+                raise InputError("llama.cpp cannot evaluate the tokens", got=f"status {status}")
+        finally:
+            llama_cpp.llama_batch_free(batch)
+        pointer = llama_cpp.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(pointer, shape=(len(tokens), self.n_vocab)).copy()
+
+    def close(self) -> None:
+        """Free the model; safe to call twice."""
+        if self._context:
+            llama_cpp.llama_free(self._context)
+            self._context = None
+        if self._model:
+            llama_cpp.llama_model_free(self._model)
+            self._model = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

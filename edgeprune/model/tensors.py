@@ -1,0 +1,84 @@
+"""The table of a Llama's tensors and of the dimensions that are cut together. Pure, no torch.
+
+A tensor names the axis that each of its dimensions belongs to; everything that cuts, checks or
+counts tensors walks this one table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from edgeprune.model.shape import LlamaShape
+
+
+class Axis(StrEnum):
+    """A dimension that several tensors share; cutting it cuts all of them alike."""
+
+    HIDDEN = "hidden"
+    QUERY = "query"  # num_attention_heads * head_dim, head after head
+    KV = "kv"  # num_key_value_heads * head_dim, head after head
+    FFN = "ffn"
+    VOCAB = "vocab"
+
+    def size(self, shape: LlamaShape) -> int:
+        """Return the length of this axis in `shape`."""
+        return {
+            Axis.HIDDEN: shape.hidden_size,
+            Axis.QUERY: shape.num_attention_heads * shape.head_dim,
+            Axis.KV: shape.num_key_value_heads * shape.head_dim,
+            Axis.FFN: shape.intermediate_size,
+            Axis.VOCAB: shape.vocab_size,
+        }[self]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One tensor: its Hugging Face name, its axes (outermost first), the layer it is in."""
+
+    name: str
+    axes: tuple[Axis, ...]
+    layer: int | None = None
+
+    def dims(self, shape: LlamaShape) -> tuple[int, ...]:
+        """Return the tensor's dimensions in `shape`."""
+        return tuple(axis.size(shape) for axis in self.axes)
+
+
+_LAYER: tuple[tuple[str, tuple[Axis, ...], str], ...] = (
+    ("input_layernorm.weight", (Axis.HIDDEN,), ""),
+    ("self_attn.q_proj.weight", (Axis.QUERY, Axis.HIDDEN), ""),
+    ("self_attn.k_proj.weight", (Axis.KV, Axis.HIDDEN), ""),
+    ("self_attn.v_proj.weight", (Axis.KV, Axis.HIDDEN), ""),
+    ("self_attn.o_proj.weight", (Axis.HIDDEN, Axis.QUERY), ""),
+    ("self_attn.q_proj.bias", (Axis.QUERY,), "attention"),
+    ("self_attn.k_proj.bias", (Axis.KV,), "attention"),
+    ("self_attn.v_proj.bias", (Axis.KV,), "attention"),
+    ("self_attn.o_proj.bias", (Axis.HIDDEN,), "attention"),
+    ("post_attention_layernorm.weight", (Axis.HIDDEN,), ""),
+    ("mlp.gate_proj.weight", (Axis.FFN, Axis.HIDDEN), ""),
+    ("mlp.up_proj.weight", (Axis.FFN, Axis.HIDDEN), ""),
+    ("mlp.down_proj.weight", (Axis.HIDDEN, Axis.FFN), ""),
+    ("mlp.gate_proj.bias", (Axis.FFN,), "mlp"),
+    ("mlp.up_proj.bias", (Axis.FFN,), "mlp"),
+    ("mlp.down_proj.bias", (Axis.HIDDEN,), "mlp"),
+)
+
+
+def layer_specs(shape: LlamaShape, layer: int) -> Iterator[TensorSpec]:
+    """Yield the tensors of one layer, in the order of computation."""
+    present = {"": True, "attention": shape.attention_bias, "mlp": shape.mlp_bias}
+    for suffix, axes, bias in _LAYER:
+        if present[bias]:
+            yield TensorSpec(f"model.layers.{layer}.{suffix}", axes, layer)
+
+
+def tensor_specs(shape: LlamaShape) -> Iterator[TensorSpec]:
+    """Yield every tensor of a Llama of this shape, in the order of computation."""
+    yield TensorSpec("model.embed_tokens.weight", (Axis.VOCAB, Axis.HIDDEN))
+    for layer in range(shape.num_hidden_layers):
+        yield from layer_specs(shape, layer)
+    yield TensorSpec("model.norm.weight", (Axis.HIDDEN,))
+    if not shape.tie_word_embeddings:
+        yield TensorSpec("lm_head.weight", (Axis.VOCAB, Axis.HIDDEN))

@@ -1,0 +1,1 @@
+"""What any shape costs on a target, from a few measured shapes."""

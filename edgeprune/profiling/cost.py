@@ -1,0 +1,93 @@
+"""The cost model: latency, RAM and file size of a shape, linear in its layers and attention. Pure.
+
+In: costs measured for a few shapes. Out: a `CostModel` that predicts the cost of any shape of the
+same hidden size, FFN width and vocabulary.
+
+Decoding reads every weight once for each token, so a cost is
+`fixed + layers * (layer + attention_weights * weight)`: the fixed part is the output head and what a
+token costs at all, `layer` the FFN, norms and launches, `weight` what a weight of q, k, v and o
+costs. The three are fitted to the measured shapes with none of them negative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+
+from edgeprune.model.shape import LlamaShape
+from edgeprune.records import Record
+
+METRICS = ("ttft_ms", "token_ms", "ram_bytes", "file_bytes")
+
+
+class Cost(Record):
+    """What a shape costs: time to first token, each further token, peak RAM, file size."""
+
+    ttft_ms: float
+    token_ms: float
+    ram_bytes: float
+    file_bytes: float
+
+    def latency_ms(self, n_new: int) -> float:
+        """Milliseconds for a whole request of `n_new` tokens, the first one included."""
+        return self.ttft_ms + (n_new - 1) * self.token_ms
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        """New tokens in a second after the first."""
+        return 1e3 / self.token_ms
+
+    def scaled(self, factors: Mapping[str, float]) -> Cost:
+        """Return the cost with each metric multiplied by its factor (1 where none is given)."""
+        return Cost(**{name: getattr(self, name) * factors.get(name, 1.0) for name in METRICS})
+
+    def ratios(self, other: Cost) -> dict[str, float]:
+        """Return this cost divided by `other`, metric by metric."""
+        return {name: getattr(self, name) / getattr(other, name) for name in METRICS}
+
+
+class CostModel(Record):
+    """Fitted coefficients by metric, and the worst relative residual of each fit.
+
+    `attention_weights` are counted in millions, to keep the numbers of one size.
+    """
+
+    coefficients: dict[str, tuple[float, float, float]]
+    worst_residual: dict[str, float]
+
+    def predict(self, shape: LlamaShape) -> Cost:
+        """Predict the cost of a shape."""
+        row = _features(shape)
+        return Cost(**{name: float(row @ self.coefficients[name]) for name in METRICS})
+
+    def fixed(self) -> Cost:
+        """Return the part of the cost that no cut removes."""
+        return Cost(**{name: self.coefficients[name][0] for name in METRICS})
+
+
+def fit_cost_model(samples: Sequence[tuple[LlamaShape, Cost]]) -> CostModel:
+    """Fit a cost model to measured shapes by non-negative least squares on relative errors.
+
+    Args:
+        samples: At least two shapes that differ in depth, with their costs.
+    """
+    rows = np.array([_features(shape) for shape, _ in samples])
+    scale = rows.max(axis=0)
+    coefficients, residuals = {}, {}
+    for name in METRICS:
+        measured = np.array([getattr(cost, name) for _, cost in samples])
+        relative = rows / scale / measured[:, None]
+        solution, _ = nnls(relative, np.ones(len(samples)))
+        coefficients[name] = tuple(float(x) for x in solution / scale)
+        residuals[name] = float(np.abs(relative @ solution - 1).max())
+    return CostModel.model_validate(
+        {"coefficients": coefficients, "worst_residual": residuals}
+    )
+
+
+def _features(shape: LlamaShape) -> NDArray[np.float64]:
+    layers = shape.num_hidden_layers
+    return np.array([1.0, layers, layers * shape.attention_weights / 1e6])

@@ -1,0 +1,127 @@
+"""The profile stage: measure a few synthetic shapes on a target and fit the cost model.
+
+In: an open target, the shape of the model, number format and workload. Out: a `Profile`, written to
+`profiles/TARGET/KEY.json` and used again as long as machine, runtime, shape and workload are the
+same.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from edgeprune.device.measure import Measurement, Workload, measure
+from edgeprune.device.probe import DeviceFacts
+from edgeprune.device.runtime import LLAMA_CPP_PYTHON
+from edgeprune.device.session import Device
+from edgeprune.model.shape import LlamaShape
+from edgeprune.profiling.cost import Cost, CostModel, fit_cost_model
+from edgeprune.profiling.synthetic import synthetic_header
+from edgeprune.records import Record, digest
+
+# A profile needs the middle of the distribution only; the verdict's measurement takes more.
+REQUESTS = 4
+
+
+class Sample(Record):
+    """One measured shape."""
+
+    shape: LlamaShape
+    measurement: Measurement
+
+
+class Profile(Record):
+    """What was measured on a target for the shapes around one model, and the fit."""
+
+    facts: DeviceFacts
+    quant: str
+    threads: int
+    workload: Workload
+    samples: tuple[Sample, ...]
+    model: CostModel
+
+
+def profile_key(device: Device, shape: LlamaShape, quant: str, workload: Workload) -> str:
+    """Identify a profile by everything that its numbers depend on."""
+    return digest(device.facts.identity(), LLAMA_CPP_PYTHON, device.threads, shape, quant,
+                  workload.n_prompt, workload.n_new)
+
+
+def profile(
+    device: Device, shape: LlamaShape, quant: str, workload: Workload, directory: Path
+) -> Profile:
+    """Return the profile for a model's shape on a target, measured when there is none on disk.
+
+    Args:
+        device: The open target.
+        shape: The unpruned model.
+        quant: Number format of the artifact.
+        workload: Prompt and new tokens of a request.
+        directory: Where profiles are kept, `profiles/`.
+    """
+    key = profile_key(device, shape, quant, workload)
+    path = directory / device.target.name / f"{key}.json"
+    if path.is_file():
+        return Profile.read(path)
+    requests = min(REQUESTS, workload.requests)
+    shorter = workload.model_copy(update={"requests": requests})
+    shapes = profile_shapes(shape)
+    samples = tuple(
+        Sample(shape=s, measurement=_measure_shape(
+            device, s, quant, shorter, f"profiling shape {i + 1} of {len(shapes)}"))
+        for i, s in enumerate(shapes)
+    )
+    result = Profile(
+        facts=device.facts,
+        quant=quant,
+        threads=device.threads,
+        workload=shorter,
+        samples=samples,
+        model=fit_cost_model([(s.shape, cost_of(s.measurement)) for s in samples]),
+    )
+    result.write(path)
+    return result
+
+
+def profile_shapes(shape: LlamaShape) -> list[LlamaShape]:
+    """Return the shapes to measure: whole and half depth, with all and with half the heads. Pure.
+
+    A model of one layer or of one head gives fewer shapes; its cost does not vary there.
+    """
+    depths = sorted({shape.num_hidden_layers, max(1, shape.num_hidden_layers // 2)}, reverse=True)
+    groups, queries = shape.num_key_value_heads, shape.queries_per_group
+    if groups > 1:
+        half = shape.replace(num_key_value_heads=groups // 2,
+                             num_attention_heads=groups // 2 * queries)
+    elif queries > 1:
+        half = shape.replace(num_attention_heads=queries // 2)
+    else:
+        half = shape
+    widths = [shape] if half == shape else [shape, half]
+    return [width.replace(num_hidden_layers=depth) for depth in depths for width in widths]
+
+
+def cost_of(measurement: Measurement) -> Cost:
+    """Return the cost that a measurement shows."""
+    return Cost(
+        ttft_ms=measurement.ttft_ms,
+        token_ms=measurement.token_ms,
+        ram_bytes=measurement.memory.peak_bytes,
+        file_bytes=measurement.file_bytes,
+    )
+
+
+def _measure_shape(
+    device: Device, shape: LlamaShape, quant: str, workload: Workload, what: str
+) -> Measurement:
+    with TemporaryDirectory() as scratch:
+        device.notify(f"{what}: laying out {shape.describe()}")
+        header, size = synthetic_header(shape, quant, Path(scratch))
+        file = Path(scratch) / "header.gguf"
+        file.write_bytes(header)
+        remote = device.put_model(file)
+    synthetic = {"synthetic": {"header": remote, "size_bytes": size}}
+    try:
+        return measure(device, synthetic, workload, file_bytes=size, what=what)
+    finally:
+        device.forget(remote)
