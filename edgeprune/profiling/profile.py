@@ -10,12 +10,13 @@ from __future__ import annotations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from edgeprune.cost import Cost, CostModel
 from edgeprune.device.measure import Measurement, Workload, measure
 from edgeprune.device.probe import DeviceFacts
 from edgeprune.device.runtime import LLAMA_CPP_PYTHON
 from edgeprune.device.session import Device
 from edgeprune.model.shape import LlamaShape
-from edgeprune.profiling.cost import Cost, CostModel, fit_cost_model
+from edgeprune.profiling.fit import fit_cost_model
 from edgeprune.profiling.synthetic import synthetic_header
 from edgeprune.records import Record, digest
 

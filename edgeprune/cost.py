@@ -1,7 +1,7 @@
-"""The cost model: latency, RAM and file size of a shape, linear in its layers and attention. Pure.
+"""What a shape costs on a target, and the model that predicts it. Pure, no torch.
 
-In: costs measured for a few shapes. Out: a `CostModel` that predicts the cost of any shape of the
-same hidden size, FFN width and vocabulary.
+In: a `LlamaShape`. Out: a `Cost`. `edgeprune.profiling.fit` makes a `CostModel` from measured
+shapes; it holds for shapes of the same hidden size, FFN width and vocabulary.
 
 Decoding reads every weight once for each token, so a cost is
 `fixed + layers * (layer + attention_weights * weight)`: the fixed part is the output head and what a
@@ -11,11 +11,10 @@ costs. The three are fitted to the measured shapes with none of them negative.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
 from edgeprune.model.shape import LlamaShape
 from edgeprune.records import Record
@@ -60,7 +59,7 @@ class CostModel(Record):
 
     def predict(self, shape: LlamaShape) -> Cost:
         """Predict the cost of a shape."""
-        row = _features(shape)
+        row = features(shape)
         return Cost(**{name: float(row @ self.coefficients[name]) for name in METRICS})
 
     def fixed(self) -> Cost:
@@ -68,26 +67,7 @@ class CostModel(Record):
         return Cost(**{name: self.coefficients[name][0] for name in METRICS})
 
 
-def fit_cost_model(samples: Sequence[tuple[LlamaShape, Cost]]) -> CostModel:
-    """Fit a cost model to measured shapes by non-negative least squares on relative errors.
-
-    Args:
-        samples: At least two shapes that differ in depth, with their costs.
-    """
-    rows = np.array([_features(shape) for shape, _ in samples])
-    scale = rows.max(axis=0)
-    coefficients, residuals = {}, {}
-    for name in METRICS:
-        measured = np.array([getattr(cost, name) for _, cost in samples])
-        relative = rows / scale / measured[:, None]
-        solution, _ = nnls(relative, np.ones(len(samples)))
-        coefficients[name] = tuple(float(x) for x in solution / scale)
-        residuals[name] = float(np.abs(relative @ solution - 1).max())
-    return CostModel.model_validate(
-        {"coefficients": coefficients, "worst_residual": residuals}
-    )
-
-
-def _features(shape: LlamaShape) -> NDArray[np.float64]:
+def features(shape: LlamaShape) -> NDArray[np.float64]:
+    """Return what the cost of a shape is linear in, `(3,)`."""
     layers = shape.num_hidden_layers
     return np.array([1.0, layers, layers * shape.attention_weights / 1e6])

@@ -1,0 +1,1 @@
+"""What a cut loses, and the cutting: calibration, sensitivity, surgery."""

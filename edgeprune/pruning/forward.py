@@ -1,0 +1,102 @@
+"""A Llama's computation, one layer at a time, as functions of tensors.
+
+In: hidden states and the weights of one layer. Out: hidden states. Head counts are read off the
+weights, so the same function runs a pruned layer. Equal to transformers' `LlamaDecoderLayer`, which
+the tests compare it with; written out here so that an 8B model needs one layer in RAM.
+
+Shapes: b sequences, t tokens, h hidden_size, n query heads, k KV heads, d head_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that everybody uses
+from torch import Tensor
+
+from edgeprune.model.checkpoint import Checkpoint
+from edgeprune.model.rope import inverse_frequencies
+from edgeprune.model.shape import LlamaShape
+from edgeprune.model.tensors import layer_specs
+
+Weights = Mapping[str, Tensor]  # of one layer, by name within the layer
+
+
+def load_layer(checkpoint: Checkpoint, layer: int) -> dict[str, Tensor]:
+    """Read the weights of one layer in float32, by their names within the layer."""
+    prefix = f"model.layers.{layer}."
+    return {spec.name.removeprefix(prefix): checkpoint.tensor(spec.name).float()
+            for spec in layer_specs(checkpoint.shape, layer)}
+
+
+def rope_tables(shape: LlamaShape, n_tokens: int) -> tuple[Tensor, Tensor]:
+    """Return cosines and sines of the rotary embedding, each `(t, d)` (RoFormer, eq. 34)."""
+    angles = torch.outer(torch.arange(n_tokens), torch.tensor(inverse_frequencies(shape)))
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Scale each vector to a root mean square of 1 (arXiv:1910.07467, eq. 4); `(b, t, h)`."""
+    return weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps))
+
+
+def decoder_layer(
+    x: Tensor, weights: Weights, shape: LlamaShape, rope: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Run one decoder layer, `(b, t, h)` to `(b, t, h)`."""
+    x = x + project_out(attention_heads(x, weights, shape, rope), weights)
+    y = rms_norm(x, weights["post_attention_layernorm.weight"], shape.rms_norm_eps)
+    gate = F.linear(y, weights["mlp.gate_proj.weight"], weights.get("mlp.gate_proj.bias"))
+    up = F.linear(y, weights["mlp.up_proj.weight"], weights.get("mlp.up_proj.bias"))
+    y = F.silu(gate) * up
+    return x + F.linear(y, weights["mlp.down_proj.weight"], weights.get("mlp.down_proj.bias"))
+
+
+def attention_heads(
+    x: Tensor, weights: Weights, shape: LlamaShape, rope: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Return what each query head attends to, before o_proj: `(b, t, n * d)`."""
+    y = rms_norm(x, weights["input_layernorm.weight"], shape.rms_norm_eps)
+    q, k, v = (_split(F.linear(y, weights[f"self_attn.{name}_proj.weight"],
+                               weights.get(f"self_attn.{name}_proj.bias")), shape.head_dim)
+               for name in "qkv")
+    q, k = _rotate(q, rope), _rotate(k, rope)
+    heads = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    return heads.transpose(1, 2).flatten(2)
+
+
+def project_out(heads: Tensor, weights: Weights) -> Tensor:
+    """Apply o_proj: `(b, t, n * d)` to `(b, t, h)`."""
+    return F.linear(heads, weights["self_attn.o_proj.weight"],
+                    weights.get("self_attn.o_proj.bias"))
+
+
+def next_token_loss(
+    x: Tensor, tokens: Tensor, norm: Tensor, head: Tensor, eps: float
+) -> float:
+    """Return the mean cross entropy of each next token, in nats.
+
+    Args:
+        x: Hidden states after the last layer, `(b, t, h)`.
+        tokens: Token ids, `(b, t)`.
+        norm: Weight of the final norm, `(h,)`.
+        head: Output head, `(vocab, h)`.
+        eps: Of the norm.
+    """
+    total = 0.0
+    for states, ids in zip(rms_norm(x, norm, eps), tokens, strict=True):  # one sequence's logits
+        logits = F.linear(states[:-1], head)
+        total += float(F.cross_entropy(logits, ids[1:], reduction="sum"))
+    return total / (tokens.numel() - tokens.shape[0])
+
+
+def _split(x: Tensor, head_dim: int) -> Tensor:
+    return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)  # (b, n, t, d)
+
+
+def _rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    cos, sin = rope
+    left, right = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-right, left), dim=-1) * sin
