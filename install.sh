@@ -26,7 +26,7 @@ echo "installing torch $torch for the CPU" >&2
 export CMAKE_ARGS="-DGGML_NATIVE=ON -DGGML_OPENMP=OFF -DLLAVA_BUILD=OFF"
 key=$({ echo "$llama $CMAKE_ARGS"; "$venv/bin/python" -VV; c++ --version; uname -m
         grep -m1 -E '^(flags|Features)' /proc/cpuinfo || true; } | sha256sum | cut -c1-16)
-wheels=${EDGEPRUNE_CACHE:-$HOME/.cache/edgeprune}/wheels/$key
+wheels=${EDGEPRUNE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/edgeprune}/wheels/$key
 if ! ls "$wheels"/llama_cpp_python-*.whl >/dev/null 2>&1; then
     echo "building llama-cpp-python $llama for this CPU (once, a few minutes)" >&2
     mkdir -p "$wheels.part$$"

@@ -4,8 +4,8 @@ In: a `LlamaShape`. Out: a `Cost`. `edgeprune.profiling.fit` makes a `CostModel`
 shapes; it holds for shapes of the same hidden size, FFN width and vocabulary.
 
 Decoding reads every weight once for each token, so a cost is
-`fixed + layers * (layer + attention_weights * weight)`: the fixed part is the output head and what a
-token costs at all, `layer` the FFN, norms and launches, `weight` what a weight of q, k, v and o
+`fixed + layers * (layer + attention_weights * weight)`: the fixed part is the output head and what
+a token costs at all, `layer` the FFN, norms and launches, `weight` what a weight of q, k, v and o
 costs. The three are fitted to the measured shapes with none of them negative.
 """
 

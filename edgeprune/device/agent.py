@@ -8,14 +8,17 @@ A job directory holds `job.json` (in), `samples.jsonl` (one line for each reques
 `result.json` (written whole at the end), `log.txt` and `pid`. The process that runs the model is
 this one, so its own /proc entries are the model's memory.
 
-Jobs: {"kind": "bench", "model": path, "n_prompt", "n_new", "warmup", "requests", "threads"}. Either
-"model" is a whole GGUF file, or "synthetic" gives {"header": path, "size_bytes"}: the header of a
-quantized GGUF file; the data behind it is left as a hole, which reads as zero blocks: speed
-depends on shapes and types, not on weights.
+Jobs: {"kind": "info"} tells what the runtime is. {"kind": "bench", "model": path, "n_prompt",
+"n_new", "warmup", "requests", "threads"} measures requests. Either "model" is a whole GGUF file, or
+"synthetic" gives {"header": path, "size_bytes"}: the header of a quantized GGUF file; the data
+behind it is left as a hole, which reads as zero blocks: speed depends on shapes and types, not on
+weights.
 
 Runs on Python 3.9 and later. llama-cpp-python is found on PYTHONPATH; only its ctypes layer is
-loaded, because the high-level package would bring numpy and 30 MB into the process that is measured.
+loaded: the high-level package would bring numpy and 30 MB into the process that is measured.
 """
+
+from __future__ import annotations
 
 import ctypes
 import importlib.util
@@ -28,11 +31,12 @@ import time
 import traceback
 import types
 from pathlib import Path
+from typing import Any
 
 SEED = 20240229  # prompts are the same token ids in every run
 
 
-def main(argv):
+def main(argv: list[str]) -> int:
     """Run one of the commands in the module docstring; return the exit status."""
     command, job = argv[1], Path(argv[2])
     if command == "start":
@@ -49,7 +53,7 @@ def main(argv):
 # --- jobs ---------------------------------------------------------------------------------------
 
 
-def start(job):
+def start(job: Path) -> int:
     """Detach from the caller and run the job in `job`; the caller returns at once."""
     sys.stdout.flush()
     if os.fork():
@@ -62,6 +66,7 @@ def start(job):
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     write_json(job / "pid", {"pid": os.getpid(), "started": start_time(os.getpid())})
+    (job / "samples.jsonl").touch()
     status = 0
     try:
         spec = json.loads((job / "job.json").read_text())
@@ -75,7 +80,7 @@ def start(job):
     os._exit(status)
 
 
-def wait(job, seconds):
+def wait(job: Path, seconds: float) -> dict[str, Any]:
     """Wait until the job has ended, at most `seconds`; return its state.
 
     States: "done" (result.json is there), "running", "lost" (the process is gone without a result).
@@ -88,7 +93,7 @@ def wait(job, seconds):
         time.sleep(0.2)
 
 
-def state_of(job):
+def state_of(job: Path) -> dict[str, Any]:
     """Return the state of a job and how many requests it has finished."""
     samples = job / "samples.jsonl"
     done = samples.read_bytes().count(b"\n") if samples.exists() else 0
@@ -100,17 +105,17 @@ def state_of(job):
     return {"state": state, "requests": done}
 
 
-def alive(job):
+def alive(job: Path) -> bool:
     """Tell whether the job's process runs (a recycled pid does not count)."""
     try:
         pid = json.loads((job / "pid").read_text())
     except (OSError, ValueError):
         # not yet written: give a starting job ten seconds
         return time.time() - (job / "job.json").stat().st_mtime < 10
-    return start_time(pid["pid"]) == pid["started"]
+    return bool(start_time(pid["pid"]) == pid["started"])
 
 
-def start_time(pid):
+def start_time(pid: int) -> int | None:
     """Return when a process was started, in clock ticks since boot, or None when it is gone."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
@@ -119,7 +124,7 @@ def start_time(pid):
     return None if fields[0] == "Z" else int(fields[19])
 
 
-def stop(job):
+def stop(job: Path) -> int:
     """End a running job: politely, then by force."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         if not (job / "pid").exists() or not alive(job):
@@ -129,7 +134,7 @@ def stop(job):
     return 0
 
 
-def write_json(path, value):
+def write_json(path: Path, value: object) -> None:
     """Write JSON to `path`, whole or not at all."""
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(value))
@@ -139,7 +144,7 @@ def write_json(path, value):
 # --- the machine --------------------------------------------------------------------------------
 
 
-def read(path):
+def read(path: str | Path) -> str | None:
     """Return a small file's text, stripped, or None when it cannot be read."""
     try:
         return Path(path).read_text().strip()
@@ -147,12 +152,12 @@ def read(path):
         return None
 
 
-def machine_state():
+def machine_state() -> dict[str, Any]:
     """Return what tells a quiet, cool, unswapped machine from another, at this moment."""
     cpu = [int(x) for x in (read("/proc/stat") or "cpu 0").splitlines()[0].split()[1:]]
     cpu += [0] * (8 - len(cpu))
-    vm = dict(line.split() for line in (read("/proc/vmstat") or "").splitlines())
-    memory = dict(line.split(":") for line in (read("/proc/meminfo") or "").splitlines())
+    vm = table("/proc/vmstat", " ")
+    memory = table("/proc/meminfo", ":")
     frequencies = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq")
     zones = Path("/sys/class/thermal").glob("thermal_zone*/temp")
     usage = os.times()
@@ -174,16 +179,20 @@ def machine_state():
     }
 
 
-def kib(text):
+def table(path: str, separator: str) -> dict[str, str]:
+    """Return a /proc file of "name value" lines; empty when it cannot be read."""
+    lines = [line.partition(separator) for line in (read(path) or "").splitlines()]
+    return {name: value for name, _, value in lines}
+
+
+def kib(text: str) -> int:
     """Return bytes for a /proc value such as "123 kB"."""
-    return int(text.split()[0]) * 1024
+    return int(text.split(maxsplit=1)[0]) * 1024
 
 
-def memory_of_self():
+def memory_of_self() -> dict[str, Any]:
     """Return the memory of this process: peak, and how it splits into anonymous and file pages."""
-    status = dict(line.split(":", 1) for line in (read("/proc/self/status") or "").splitlines())
-    rollup = read("/proc/self/smaps_rollup") or ""
-    split = dict(line.split(":", 1) for line in rollup.splitlines()[1:])
+    status, split = table("/proc/self/status", ":"), table("/proc/self/smaps_rollup", ":")
     return {
         "peak_bytes": kib(status["VmHWM"]),
         "resident_bytes": kib(status["VmRSS"]),
@@ -195,12 +204,12 @@ def memory_of_self():
 # --- bench --------------------------------------------------------------------------------------
 
 
-def bench(spec, job):
+def bench(spec: dict[str, Any], job: Path) -> dict[str, Any]:
     """Measure requests of N new tokens after P prompt tokens; return everything that was seen."""
     baseline = memory_of_self()["resident_bytes"]
     llama = load_llama_cpp()
-    messages = []
-    keep_log(llama, messages)
+    messages: list[str] = []
+    callback = keep_log(llama, messages)
     model_path = spec.get("model") or make_synthetic(spec["synthetic"], job)
     context, sampler, n_vocab = open_model(llama, model_path, spec)
     prompt = prompt_tokens(n_vocab, spec["n_prompt"])
@@ -215,7 +224,7 @@ def bench(spec, job):
     after = machine_state()
     if "synthetic" in spec:
         Path(model_path).unlink()
-    return {
+    result = {
         "before": before,
         "after": after,
         "memory": {**memory_of_self(), "python_bytes": baseline},
@@ -223,15 +232,23 @@ def bench(spec, job):
         "log": [m for m in messages if "buffer size" in m or "KV" in m or "kv" in m],
         "python": sys.version.split()[0],
     }
+    llama.llama_log_set(llama.llama_log_callback(0), ctypes.c_void_p(0))
+    del callback
+    return result
 
 
-def load_llama_cpp():
+def info(_spec: dict[str, Any], _job: Path) -> dict[str, Any]:
+    """Return what the runtime says of itself: the kernels that it was built with and uses."""
+    return {"system_info": load_llama_cpp().llama_print_system_info().decode()}
+
+
+def load_llama_cpp() -> Any:
     """Import llama-cpp-python's ctypes layer without the package around it."""
     spec = importlib.util.find_spec("llama_cpp")
     if spec is None:
         raise RuntimeError("llama_cpp is not on PYTHONPATH: run `edgeprune target setup`")
     package = types.ModuleType("llama_cpp")
-    package.__path__ = list(spec.submodule_search_locations)
+    package.__path__ = list(spec.submodule_search_locations or [])
     sys.modules["llama_cpp"] = package
     import llama_cpp.llama_cpp as llama
 
@@ -239,22 +256,24 @@ def load_llama_cpp():
     return llama
 
 
-def keep_log(llama, messages):
-    """Collect llama.cpp's messages in `messages`; errors also go to the log."""
+def keep_log(llama: Any, messages: list[str]) -> Any:
+    """Collect llama.cpp's messages in `messages`; errors also go to the log.
 
-    def receive(level, text, _):
+    Returns the callback, which must live as long as llama.cpp: it holds only a pointer.
+    """
+
+    def receive(level: int, text: bytes, _: Any) -> None:
         line = text.decode("utf-8", "replace").rstrip()
         messages.append(line)
         if level == 4:  # GGML_LOG_LEVEL_ERROR
             print(line, file=sys.stderr)
 
     callback = llama.llama_log_callback(receive)
-    messages.append("")
-    keep_log.callback = callback  # llama.cpp holds only a pointer
     llama.llama_log_set(callback, ctypes.c_void_p(0))
+    return callback
 
 
-def make_synthetic(synthetic, job):
+def make_synthetic(synthetic: dict[str, Any], job: Path) -> str:
     """Lay a quantized model's data out as a hole behind its real header."""
     path = job / "synthetic.gguf"
     path.write_bytes(Path(synthetic["header"]).read_bytes())
@@ -262,7 +281,7 @@ def make_synthetic(synthetic, job):
     return str(path)
 
 
-def open_model(llama, path, spec):
+def open_model(llama: Any, path: str, spec: dict[str, Any]) -> tuple[Any, Any, int]:
     """Load a model and make a context for one request; return (context, sampler, n_vocab)."""
     params = llama.llama_model_default_params()
     params.n_gpu_layers = 0
@@ -282,13 +301,15 @@ def open_model(llama, path, spec):
     return context, sampler, llama.llama_vocab_n_tokens(vocab)
 
 
-def prompt_tokens(n_vocab, count):
+def prompt_tokens(n_vocab: int, count: int) -> list[int]:
     """Return `count` token ids, the same in every run."""
     source = random.Random(SEED)  # noqa: S311 - a prompt, not a secret
     return [source.randrange(n_vocab) for _ in range(count)]
 
 
-def request(llama, context, sampler, prompt, n_new):
+def request(
+    llama: Any, context: Any, sampler: Any, prompt: list[int], n_new: int
+) -> dict[str, list[int]]:
     """Do one request; return the nanoseconds from its start to each new token.
 
     The first new token comes from the prompt's evaluation; the end-of-text token is not heeded, so
@@ -310,7 +331,7 @@ def request(llama, context, sampler, prompt, n_new):
     return {"token_ns": times}
 
 
-JOBS = {"bench": bench}
+JOBS = {"bench": bench, "info": info}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv))

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import Field
 
 from edgeprune.device.session import Device
+from edgeprune.errors import InputError
 from edgeprune.records import Record
 
 BUSY_LIMIT = 0.10  # share of all CPU time that others may use before a measurement is doubted
@@ -116,6 +118,28 @@ def measure(
         if not measurement.disturbances:
             break
     return measurement
+
+
+def bench_file(device: Device, artifact: Path, workload: Workload) -> Measurement:
+    """Send a GGUF file to a target, measure it, and delete it there.
+
+    Raises:
+        InputError: It is not a GGUF file.
+    """
+    if not artifact.is_file() or not _is_gguf(artifact):
+        raise InputError("not a GGUF file", got=str(artifact),
+                         remedy="`edgeprune export MODEL FILE.gguf` makes one")
+    remote = device.put_model(artifact)
+    try:
+        return measure(device, {"model": remote}, workload,
+                       file_bytes=artifact.stat().st_size, what=f"measuring {artifact.name}")
+    finally:
+        device.forget(remote)
+
+
+def _is_gguf(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF"
 
 
 def _record(

@@ -18,10 +18,10 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from edgeprune.cache import cache_directory
 from edgeprune.device.probe import DeviceFacts
 from edgeprune.device.transport import Transport, checked
 from edgeprune.errors import DeviceError, EdgePruneError
-from edgeprune.model.source import cache_directory
 from edgeprune.records import digest, file_digest
 
 Notify = Callable[[str], None]
@@ -55,8 +55,8 @@ def runtime_archive(facts: DeviceFacts, notify: Notify) -> Path:
         DeviceError: The target is not one that a runtime can be built for.
         EdgePruneError: The build tools are missing or the build failed.
     """
+    check_supported(facts)
     flags = cpu_flags(facts)
-    _check_glibc(facts)
     zig = _tool_version("ziglang")
     key = digest(LLAMA_CPP_PYTHON, flags, GLIBC, zig, _cmake_arguments(Path("zig"), flags))
     directory = cache_directory() / "runtimes" / key
@@ -93,7 +93,13 @@ def provision(
     return place
 
 
-def _check_glibc(facts: DeviceFacts) -> None:
+def check_supported(facts: DeviceFacts) -> None:
+    """Refuse a target that no runtime can be built for.
+
+    Raises:
+        DeviceError: Not 64-bit ARM, no glibc or one that is too old.
+    """
+    cpu_flags(facts)
     if facts.glibc is None or tuple(map(int, facts.glibc.split(".")[:2])) < GLIBC:
         raise DeviceError(
             "the runtime needs a target with glibc 2.28 or later", got=facts.glibc or "no glibc",

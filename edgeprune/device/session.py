@@ -1,13 +1,15 @@
 """A target that is open for work: probed, with a work directory, a runtime, and jobs to run.
 
 In: a `Target`. Out: facts, and the raw results of agent jobs. This is the device's only face to
-the stages: `with open_device(target) as device: device.bench(...)`.
+the stages: `with open_device(target) as device: device.run_job(...)`.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import secrets
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from edgeprune.device.agent import start_time
 from edgeprune.device.probe import DeviceFacts, probe
 from edgeprune.device.runtime import Notify, provision
 from edgeprune.device.target import Target
@@ -61,12 +64,13 @@ class Device:
             else:
                 self._runtime = provision(self.transport, self.facts, self.work, self._python,
                                           self.notify)
+            self._end_orphans()
         return self._runtime
 
     def put_model(self, path: Path) -> str:
         """Copy a file to the target under the name of its content, unless it is there already."""
         self.setup()
-        remote = f"{self.work}/models/{file_digest(path)[:24]}{path.suffix}"
+        remote = self.remote_name(path)
         size = path.stat().st_size
         present = self.transport.run(["stat", "-c", "%s", remote])
         if present.status == 0 and present.stdout.strip() == str(size):
@@ -78,6 +82,10 @@ class Device:
 
         self.transport.put(path, remote, progress)
         return remote
+
+    def remote_name(self, path: Path) -> str:
+        """Return where `put_model` puts a file: under the name of its content."""
+        return f"{self.work}/models/{file_digest(path)[:24]}{path.suffix}"
 
     def forget(self, remote: str) -> None:
         """Delete a file that `put_model` left on the target."""
@@ -98,10 +106,9 @@ class Device:
         checked(self.transport, ["mkdir", "-p", job])
         with TemporaryDirectory() as scratch:
             local = Path(scratch)
-            (local / "job.json").write_text(json.dumps(spec))
+            (local / "job.json").write_text(json.dumps({**spec, "owner": _owner()}))
             self.transport.put(local / "job.json", f"{job}/job.json")
-            agent = ["env", f"PYTHONPATH={runtime}"] if runtime else ["env"]
-            agent += [self._python, f"{self.work}/agent.py"]
+            agent = [*(["env", f"PYTHONPATH={runtime}"] if runtime else []), *self._agent]
             try:
                 checked(self.transport, [*agent, "start", job])
                 self._await(agent, job, spec, what)
@@ -124,7 +131,8 @@ class Device:
                 name, requests = str(state["state"]), int(state["requests"])
             except (ValueError, KeyError, TypeError) as error:
                 raise DeviceError("the agent's answer cannot be read", got=answer[:200]) from error
-            self.notify(f"{what}: {requests} of {spec.get('requests', '?')} requests")
+            asked = spec.get("requests")
+            self.notify(f"{what}: {requests} of {asked} requests" if asked else what)
             if name == "done":
                 return
             if name == "lost":
@@ -150,9 +158,34 @@ class Device:
             raise DeviceError("the job's result cannot be read", got=str(error)) from error
         return result
 
+    def _end_orphans(self) -> None:
+        """End the jobs of an edgeprune that was killed on this machine; they would disturb ours."""
+        jobs = f"{self.work}/jobs"
+        for name in checked(self.transport, ["ls", jobs]).split():
+            written = self.transport.run(["cat", f"{jobs}/{name}/job.json"])
+            try:
+                owner = json.loads(written.stdout)["owner"]
+                orphaned = owner["host"] == socket.gethostname() and (
+                    start_time(owner["pid"]) != owner["started"])
+            except (ValueError, KeyError, TypeError):
+                continue
+            if orphaned:
+                self.notify("ending a job that a killed edgeprune left on the target")
+                self.transport.run([*self._agent, "stop", f"{jobs}/{name}"])
+                self.transport.run(["rm", "-rf", f"{jobs}/{name}"])
+
+    @property
+    def _agent(self) -> list[str]:
+        return [self._python, f"{self.work}/agent.py"]
+
     @property
     def _python(self) -> str:
         return sys.executable if self.target.is_local else self.target.python
+
+
+def _owner() -> dict[str, Any]:
+    """Identify this process, so that a later one can tell whether it still lives."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": start_time(os.getpid())}
 
 
 @contextmanager

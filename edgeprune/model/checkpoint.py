@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from edgeprune.errors import InputError
-from edgeprune.model.shape import LlamaShape, shape_of_config
+from edgeprune.model.shape import shape_of_config
 from edgeprune.model.tensors import tensor_specs
 from edgeprune.records import file_digest, write_text
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from edgeprune.cache import cache_directory
 from edgeprune.errors import InputError
 from edgeprune.model.rope import rope_factors
 from edgeprune.model.shape import SUPPORTED, LlamaShape, RopeScaling
@@ -22,13 +23,6 @@ from edgeprune.records import file_digest, write_text
 
 SMOLLM2 = "smollm2"
 GGUF_MAGIC = b"GGUF"
-
-
-def cache_directory() -> Path:
-    """Return edgeprune's cache: `$EDGEPRUNE_CACHE`, else `$XDG_CACHE_HOME/edgeprune`."""
-    if explicit := os.environ.get("EDGEPRUNE_CACHE"):
-        return Path(explicit)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "edgeprune"
 
 
 def resolve_model(
@@ -95,14 +89,15 @@ def _from_gguf(path: Path, notify: Callable[[str], None]) -> Path:
 
 
 def _check_gguf(path: Path) -> RopeScaling | None:
-    """Refuse GGUF files of other architectures; return the rope scaling, which transformers drops."""
+    """Refuse other architectures; return the rope scaling, which transformers drops."""
     from gguf import GGUFReader  # noqa: PLC0415 - planning and --help must not load it
 
     try:
         reader = GGUFReader(path)
         fields = {name: field.contents() for name, field in reader.fields.items()
                   if name.startswith(("general.arch", "llama."))}
-        factors = [float(x) for t in reader.tensors if t.name == "rope_freqs.weight" for x in t.data]
+        factors = [float(x) for tensor in reader.tensors if tensor.name == "rope_freqs.weight"
+                   for x in tensor.data]
     except (ValueError, KeyError, IndexError, OverflowError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not a readable GGUF file ({error})",
                          remedy="download or copy it again") from error

@@ -64,7 +64,7 @@ def copy_gguf_tokenizer(source: Path, destination: Path) -> None:
 
 
 def add_tokenizer(writer: gguf.GGUFWriter, source: Path | None) -> None:
-    """Add the tokenizer metadata of the GGUF file `source` to `writer`; None adds "no vocabulary"."""
+    """Add the tokenizer of the GGUF file `source` to `writer`; None adds "no vocabulary"."""
     if source is None:
         writer.add_tokenizer_model("none")
         return
@@ -117,7 +117,10 @@ def _candidates(
     if model.get("type") != "BPE":
         return
     tokens, types = _tokens(tokenizer)
-    special = gguf.SpecialVocab(directory, load_merges=not model.get("byte_fallback"))
+    # llama.cpp's SentencePiece ends the process when it misses a byte's token
+    sentencepiece = model.get("byte_fallback") and all(
+        f"<0x{byte:02X}>" in tokens for byte in range(256))
+    special = gguf.SpecialVocab(directory, load_merges=not sentencepiece)
 
     def fill(writer: gguf.GGUFWriter, kind: str, pre: str, extra: Iterable[float]) -> None:
         writer.add_tokenizer_model(kind)
@@ -128,7 +131,7 @@ def _candidates(
         writer.add_token_types(types)
         special.add_to_gguf(writer, quiet=True)
 
-    if model.get("byte_fallback"):
+    if sentencepiece:
         scores = _merge_scores(model, tokens)
         for prefix in (True, False):
             def spm(writer: gguf.GGUFWriter, prefix: bool = prefix) -> None:  # noqa: FBT001
@@ -138,7 +141,10 @@ def _candidates(
             yield f"SentencePiece (add_space_prefix {prefix})", spm
         return
     for pre in BPE_PRE_TOKENIZERS:
-        yield pre, lambda writer, pre=pre: fill(writer, "gpt2", pre, ())
+        def bpe(writer: gguf.GGUFWriter, pre: str = pre) -> None:
+            fill(writer, "gpt2", pre, ())
+
+        yield pre, bpe
 
 
 def _tokens(tokenizer: Any) -> tuple[list[str], list[int]]:

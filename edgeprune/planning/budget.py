@@ -1,7 +1,7 @@
 """The budget: what the user demands of the pruned model on the target. Pure.
 
-In: text such as `100 tokens < 2 s, ram < 16 GB`. Out: a `Budget`, and from it limits in the units of
-`edgeprune.cost.Cost`.
+In: text such as `100 tokens < 2 s, ram < 16 GB`. Out: a `Budget`, and from it limits in the units
+of `edgeprune.cost.Cost`.
 
 Grammar (constraints joined by commas; blanks and case do not matter):
 
@@ -30,9 +30,11 @@ from edgeprune.records import Record
 
 DEFAULT_PROMPT, DEFAULT_NEW = 32, 100
 EXAMPLE = "for example '100 tokens < 2 s, ram < 16 GB' or '100 tokens after 32 < 75%'"
-_MS = {"ms": 1.0, "s": 1e3, "min": 60e3}
-_BYTES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-_RATE = {"tokens/s": 1.0, "tok/s": 1.0, "t/s": 1.0}
+_MS: dict[str, float] = {"ms": 1.0, "s": 1e3, "min": 60e3}
+_BYTES: dict[str, float] = {
+    "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30,
+}
+_RATE: dict[str, float] = {"tokens/s": 1.0, "tok/s": 1.0, "t/s": 1.0}
 _CONSTRAINT = re.compile(
     r"(?P<name>(?P<new>\d+)\s*tokens?(\s*after\s*(?P<prompt>\d+)(\s*tokens?)?)?|ttft|decode|ram|size)"
     r"\s*(?P<sign><=?|>=?)\s*(?P<number>\d+(\.\d+)?|\.\d+)\s*(?P<unit>%|[a-z/]+)?"
@@ -92,16 +94,16 @@ class Budget(Record):
         """Return what `cost` is in the metric of each constraint."""
         return {c.metric: value_of(c.metric, cost, self.n_new) for c in self.constraints}
 
-    def limits(self, baseline: Cost) -> dict[Metric, float]:
+    def limits(self, baseline: Mapping[Metric, float]) -> dict[Metric, float]:
         """Return the largest allowed value of each constrained metric.
 
         Args:
-            baseline: The unpruned model, measured on the target; percentages are of it.
+            baseline: The unpruned model as measured on the target; percentages are of it.
         """
         found: dict[Metric, float] = {}
         for c in self.constraints:
-            whole = value_of(c.metric, baseline, self.n_new) if c.relative else 1.0
-            found[c.metric] = min(c.limit * whole, found.get(c.metric, float("inf")))
+            limit = c.limit * (baseline[c.metric] if c.relative else 1.0)
+            found[c.metric] = min(limit, found.get(c.metric, float("inf")))
         return found
 
 

@@ -1,4 +1,4 @@
-"""The greedy planner: the least loss for each bit of violated budget, until every limit holds. Pure.
+"""The greedy planner: least loss for each bit of violated budget, until every limit holds. Pure.
 
 In: a shape, a predicted cost for any shape, limits, and a scorer that tells the loss after cuts.
 Out: a `Plan`, or the proof that none exists.
@@ -18,9 +18,10 @@ from dataclasses import dataclass
 
 from edgeprune.cost import Cost
 from edgeprune.errors import InfeasibleError
+from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape
 from edgeprune.planning.budget import Budget, Metric, violation
-from edgeprune.planning.moves import Cuts, Move, moves, smallest
+from edgeprune.planning.moves import Move, moves, smallest
 from edgeprune.records import Record
 
 # Aim this far below each limit: the prediction's error must not cost a round of correction.
@@ -96,7 +97,7 @@ class _Option:
 def make_plan(
     base: LlamaShape,
     budget: Budget,
-    baseline: Cost,
+    limits: Mapping[Metric, float],
     predict: Predict,
     score: Score,
     cost_error: Mapping[str, float],
@@ -106,7 +107,7 @@ def make_plan(
     Args:
         base: The unpruned shape.
         budget: The demands.
-        baseline: The unpruned model as measured on the target.
+        limits: What they come to on the target (`Budget.limits`).
         predict: Predicts the cost of any shape; must not grow with a cut.
         score: Returns the loss on calibration text after each of some cuts.
         cost_error: Kept in the plan.
@@ -114,7 +115,6 @@ def make_plan(
     Raises:
         InfeasibleError: The smallest shape that moves reach still violates the budget.
     """
-    limits = budget.limits(baseline)
     check_feasible(base, budget, limits, predict)
     goals = {metric: limit * (1 - MARGIN) for metric, limit in limits.items()}
 
@@ -138,7 +138,7 @@ def make_plan(
                           reason=_reason(best, others, budget, cost)))
     return Plan(
         base=base, shape=cuts.shape(base), cuts=cuts, steps=tuple(steps), base_loss=base_loss,
-        base_cost=predict(base), cost=predict(cuts.shape(base)), limits=limits,
+        base_cost=predict(base), cost=predict(cuts.shape(base)), limits=dict(limits),
         cost_error=dict(cost_error),
     )
 

@@ -8,11 +8,11 @@ target lays the data out as a hole: a few kilobytes are sent for a model of any 
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
 import gguf
-import numpy as np
 
 from edgeprune.export.gguf import FLOAT_TYPES, open_writer, quantize, tensor_table
 from edgeprune.model.shape import LlamaShape
@@ -46,6 +46,6 @@ def synthetic_header(shape: LlamaShape, quant: str, scratch: Path) -> tuple[byte
 
 def _data_bytes(shape: LlamaShape, kind: str) -> int:
     """Return the bytes of all tensors, each padded to GGUF's alignment."""
-    pad = gguf.GGUF_DEFAULT_ALIGNMENT
-    sizes = (int(np.prod(dims)) * dtype.itemsize for _, dims, dtype in tensor_table(shape, kind))
+    pad: int = gguf.GGUF_DEFAULT_ALIGNMENT
+    sizes = (math.prod(dims) * dtype.itemsize for _, dims, dtype in tensor_table(shape, kind))
     return sum(-(-size // pad) * pad for size in sizes) + pad

@@ -3,8 +3,8 @@
 In: an open `Checkpoint` and calibration tokens. Out: losses in nats per token; importance of heads.
 
 Many candidates are scored in one sweep over the layers: hidden states are carried along as streams
-that split only where candidates first differ, so what they share is computed once, and each layer is
-read once for all. Of the model, one layer is needed in RAM (more are kept while they are small).
+that split only where candidates first differ, so what they share is computed once, and each layer
+is read once for all. Of the model, one layer is needed in RAM (more are kept while they are small).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from edgeprune.model.checkpoint import Checkpoint
-from edgeprune.planning.moves import Cuts, LayerHeads, kept_heads
+from edgeprune.model.cuts import Cuts, LayerHeads, kept_heads
 from edgeprune.pruning import forward
-from edgeprune.pruning.surgery import kept_layers, slice_layer
+from edgeprune.pruning.surgery import slice_layer
 from edgeprune.records import Record, digest
 
 LAYER_CACHE_BYTES = 2 * 1024**3
@@ -183,16 +183,6 @@ def head_importance(
         energy.append(torch.einsum("btnd,nde,btne->n", heads, gram, heads).tolist())
         x = forward.decoder_layer(x, weights, shape, rope)
     return HeadImportance.model_validate({"energy": energy})
-
-
-def heads_of_plan(
-    checkpoint: Checkpoint, importance: HeadImportance, cuts: Cuts
-) -> dict[int, LayerHeads]:
-    """Return the heads that each remaining layer keeps; empty when no head is cut."""
-    if not cuts.cuts_heads:
-        return {}
-    return {layer: kept_heads(checkpoint.shape, importance.energy[layer], cuts)
-            for layer in kept_layers(checkpoint.shape, cuts)}
 
 
 def embed(checkpoint: Checkpoint, tokens: Tensor) -> Tensor:

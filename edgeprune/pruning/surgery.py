@@ -1,7 +1,7 @@
 """Surgery: a checkpoint becomes a smaller stock Llama, tensor by tensor.
 
-In: an open `Checkpoint`, cuts, and the heads that each layer keeps. Out: a checkpoint directory that
-`AutoModelForCausalLM.from_pretrained` loads. Weights that stay are copied bit by bit, in the
+In: an open `Checkpoint`, cuts, and the heads that each layer keeps. Out: a checkpoint directory
+that `AutoModelForCausalLM.from_pretrained` loads. Weights that stay are copied bit by bit, in the
 precision that they are stored in; one shard at a time is in RAM.
 """
 
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from edgeprune.model.checkpoint import Checkpoint, write_checkpoint
+from edgeprune.model.cuts import Cuts, LayerHeads, kept_layers
 from edgeprune.model.shape import LlamaShape, config_of_shape
 from edgeprune.model.tensors import Axis, TensorSpec, layer_specs, tensor_specs
-from edgeprune.planning.moves import Cuts, LayerHeads
 
 
 def prune(
@@ -36,11 +36,6 @@ def prune(
     write_checkpoint(directory, config, _pruned(checkpoint, cuts, shape, heads),
                      companions=checkpoint.path)
     return shape
-
-
-def kept_layers(base: LlamaShape, cuts: Cuts) -> list[int]:
-    """Return the original numbers of the layers that stay, ascending."""
-    return [i for i in range(base.num_hidden_layers) if i not in cuts.layers]
 
 
 def keep_heads(tensor: Tensor, spec: TensorSpec, heads: LayerHeads, head_dim: int) -> Tensor:

@@ -1,0 +1,326 @@
+"""The command line: parse, call, print. The only module that prints and sets exit codes.
+
+Results go to stdout, progress and errors to stderr. Heavy modules are loaded by the command that
+needs them, so `--help` stays instant.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from edgeprune.errors import EdgePruneError
+from edgeprune.records import __version__
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Fit a Llama to an ARM machine: measure the machine, prune to a budget, quantize, and "
+    "verify on the machine itself.\n\n"
+    "Exit codes: 0 budget met, 2 usage, 3 infeasible, 4 inconclusive, 5 device error, 6 input "
+    "error, 7 budget missed, 1 our own fault.\n\n"
+    "Example: edgeprune run smollm2 --target local --budget '100 tokens < 75%'",
+)
+target_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None,
+                         help="The machines in targets/, and the built-in 'local'.")
+app.add_typer(target_app, name="target")
+
+Model = Annotated[str, typer.Argument(
+    help="A Hugging Face directory (safetensors), a .gguf file, or 'smollm2'.")]
+TargetName = Annotated[str, typer.Option(
+    "--target", "-t", help="'local', a name in targets/, or the path of a .toml file.")]
+Name = Annotated[str, typer.Argument(help="'local', a name in targets/, or a .toml file.")]
+Quant = Annotated[str, typer.Option(
+    help="Q4_0, Q4_K_M, Q5_K_M, Q6_K, Q8_0, F16 or F32.")]
+Targets = Annotated[Path, typer.Option(help="Where target files are.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+
+INTERRUPTED = 130  # what shells give a program that Ctrl-C ended
+
+
+class _Interrupted(Exception):  # noqa: N818 - the user's wish, not an error
+    """Ctrl-C or SIGTERM, under a name that Typer leaves alone."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    signal.signal(signal.SIGTERM, _terminated)
+    # transformers' own progress bars would be drawn over ours
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    try:
+        app(args=argv, prog_name="edgeprune")
+    except EdgePruneError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except _Interrupted:
+        print("interrupted: run again to go on, finished stages are kept", file=sys.stderr)
+        return INTERRUPTED
+    except SystemExit as end:  # Typer ends with it, usage errors included
+        return end.code if isinstance(end.code, int) else 1
+    return 0
+
+
+@app.callback()
+def options(
+    verbose: Annotated[bool, typer.Option(
+        "--verbose", "-v", help="Log what is done, llama.cpp's messages included.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Set up logging."""
+    if version:
+        print(__version__)
+        raise typer.Exit
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.ERROR, format="%(name)s: %(message)s",
+        handlers=[RichHandler(console=Console(stderr=True), show_path=False)],
+    )
+    logging.getLogger("paramiko").setLevel(logging.INFO if verbose else logging.CRITICAL)
+
+
+@app.command()
+def run(
+    model: Model,
+    target: TargetName,
+    budget: Annotated[str, typer.Option("--budget", "-b", help=(
+        "Demands joined by commas: '[N] tokens [after P] < 2 s', 'ttft < 200 ms', "
+        "'decode > 14 tokens/s', 'ram < 16 GB', 'size < 4 GB'; a percentage is of the unpruned "
+        "model measured on the same target."))],
+    quant: Quant = "Q4_K_M",
+    name: Annotated[str | None, typer.Option(
+        help="Name of the run directory; made from model, target and budget when left out.",
+    )] = None,
+    requests: Annotated[int | None, typer.Option(min=1, help=(
+        "Requests in each measurement; 10 when left out, 3 on an emulated target."))] = None,
+    fresh: Annotated[bool, typer.Option(
+        "--fresh", help="Start over: delete what the run directory holds.")] = False,
+    runs: Annotated[Path, typer.Option(help="Where run directories are.")] = Path("runs"),
+    targets: Targets = Path("targets"),
+    profiles: Annotated[Path, typer.Option(help="Where profiles are kept.")] = Path("profiles"),
+    as_json: AsJson = False,
+) -> None:
+    """Prune a model until it holds a budget, measured on the target.
+
+    Killed or interrupted, it goes on where it was when run again.
+
+    Example: edgeprune run ./my-llama --target board --budget '100 tokens < 2 s, ram < 16 GB'
+    """
+    from edgeprune.pipeline import Options
+    from edgeprune.pipeline import run as run_pipeline
+    from edgeprune.report.render import HEADER, before_after, verdict_lines
+
+    wanted = Options(model=model, target=target, budget=budget, quant=quant, name=name,
+                     requests=requests, fresh=fresh, runs=runs, targets=targets,
+                     profiles=profiles)
+    with _progress(quiet=as_json) as (say, notify):
+        outcome = run_pipeline(wanted, say=say, notify=notify)
+    if as_json:
+        print(outcome.model_dump_json(indent=2))
+        raise typer.Exit(outcome.verdict.exit_code)
+    where = " (emulated)" if outcome.emulated else ""
+    _print_table(f"{outcome.model} {outcome.quant} on {outcome.target}{where}", HEADER,
+                 before_after(outcome))
+    for line in verdict_lines(outcome):
+        print(line)
+    print(f"artifact: {outcome.artifact}")
+    if outcome.device_path:
+        print(f"on the target: {outcome.device_path}")
+    print(f"report: {outcome.directory / 'report.md'}")
+    raise typer.Exit(outcome.verdict.exit_code)
+
+
+@app.command()
+def export(
+    model: Model,
+    destination: Annotated[Path, typer.Argument(help="The .gguf file to write.")],
+    quant: Quant = "Q4_K_M",
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+) -> None:
+    """Convert a model to GGUF, unpruned.
+
+    Example: edgeprune export ./my-llama my-llama-Q5_K_M.gguf --quant Q5_K_M
+    """
+    from edgeprune.errors import UsageError
+    from edgeprune.export.gguf import check_format, export_gguf
+    from edgeprune.model.checkpoint import Checkpoint
+    from edgeprune.model.source import resolve_model
+    from edgeprune.model.tokenizer import tokenizer_of
+
+    quant = check_format(quant)
+    if destination.exists() and not force:
+        raise UsageError("the file exists", got=str(destination), remedy="--force overwrites it")
+    with _progress() as (say, notify):
+        name, directory = resolve_model(model, notify=notify)
+        checkpoint = Checkpoint(directory)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        own = destination.with_name(destination.name + ".tokenizer")
+        notify(f"writing {quant} GGUF")
+        try:
+            export_gguf(checkpoint, tokenizer_of(directory, own), destination, quant=quant,
+                        name=name)
+        finally:
+            own.unlink(missing_ok=True)
+        say(f"{destination}: {destination.stat().st_size / 2**20:.1f} MiB, {quant}, "
+            f"{checkpoint.shape.describe()}")
+
+
+@app.command()
+def bench(
+    artifact: Annotated[Path, typer.Argument(help="A .gguf file.")],
+    target: TargetName,
+    prompt: Annotated[int, typer.Option(min=1, help="Prompt tokens of a request.")] = 32,
+    new: Annotated[int, typer.Option(min=2, help="New tokens of a request.")] = 100,
+    requests: Annotated[int, typer.Option(min=1, help="Measured requests.")] = 10,
+    targets: Targets = Path("targets"),
+    as_json: AsJson = False,
+) -> None:
+    """Measure a GGUF file on a target; exits 4 when the machine was disturbed.
+
+    Example: edgeprune bench model-Q4_K_M.gguf --target board --prompt 128 --new 64
+    """
+    from edgeprune.device.measure import Workload, bench_file
+    from edgeprune.records import Verdict
+    from edgeprune.report.render import measurement_rows
+
+    workload = Workload(n_prompt=prompt, n_new=new, requests=requests)
+    with _open(target, targets) as (device, _):
+        measured = bench_file(device, artifact, workload)
+    if as_json:
+        print(measured.model_dump_json(indent=2))
+    else:
+        where = " (emulated)" if measured.emulated else ""
+        _print_table(f"{artifact.name} on {measured.target}{where}", ("measured", "value"),
+                     measurement_rows(measured))
+        print(measured.system_info.strip())
+        for what in measured.disturbances:
+            print(f"disturbed: {what}")
+    if measured.disturbances:
+        raise typer.Exit(Verdict.INCONCLUSIVE.exit_code)
+
+
+@target_app.command("list")
+def target_list(targets: Targets = Path("targets"), as_json: AsJson = False) -> None:
+    """List the known targets.
+
+    Example: edgeprune target list
+    """
+    from edgeprune.device.target import list_targets
+
+    found = list_targets(targets)
+    if as_json:
+        print(json.dumps([t.model_dump(mode="json") for t in found], indent=2))
+        return
+    for target in found:
+        where = f"{target.user or ''}@{target.host}:{target.port}".lstrip("@")
+        print(f"{target.name:<20} {'this machine' if target.is_local else where}")
+
+
+@target_app.command("check")
+def target_check(name: Name, targets: Targets = Path("targets")) -> None:
+    """Check that a target's file is right, that it can be reached, and that edgeprune can use it.
+
+    Example: edgeprune target check board
+    """
+    from edgeprune.device.runtime import check_supported
+
+    with _open(name, targets) as (device, say):
+        if not device.target.is_local:
+            check_supported(device.facts)
+        say(f"{name}: reached; {device.facts.describe()}; python {device.facts.python}, "
+            f"{device.facts.disk_free_bytes / 2**30:.1f} GiB of disk free")
+
+
+@target_app.command("probe")
+def target_probe(name: Name, targets: Targets = Path("targets"), as_json: AsJson = False) -> None:
+    """Show what a target is: CPU, features, RAM, caches, kernel, governor, emulated or not.
+
+    Example: edgeprune target probe board --json
+    """
+    from edgeprune.report.render import facts_rows
+
+    with _open(name, targets) as (device, _):
+        facts = device.facts
+    if as_json:
+        print(facts.model_dump_json(indent=2))
+        return
+    for label, text in facts_rows(facts):
+        print(f"{label:<14} {text}")
+
+
+@target_app.command("setup")
+def target_setup(name: Name, targets: Targets = Path("targets"), as_json: AsJson = False) -> None:
+    """Build the runtime for a target's CPU, put it there, and show the kernels that it uses.
+
+    Example: edgeprune target setup board
+    """
+    with _open(name, targets) as (device, _):
+        path = device.setup()
+        info = device.run_job({"kind": "info"}, "asking the runtime")
+    if as_json:
+        print(json.dumps({"path": path or None, "system_info": info["system_info"]}))
+        return
+    print(f"runtime: {path or 'the installed llama-cpp-python'}")
+    print(f"kernels: {info['system_info'].strip()}")
+
+
+@contextmanager
+def _open(name: str, targets: Path) -> Iterator[tuple[Any, Callable[[str], None]]]:
+    """Open a target for a command, with progress on stderr."""
+    from edgeprune.device.session import open_device
+    from edgeprune.device.target import load_target
+
+    target = load_target(name, targets)
+    with _progress() as (say, notify):
+        notify(f"connecting to {name}")
+        with open_device(target, notify=notify) as device:
+            yield device, say
+
+
+@contextmanager
+def _progress(
+    *, quiet: bool = False
+) -> Iterator[tuple[Callable[[str], None], Callable[[str], None]]]:
+    """Yield `say` (a line of result) and `notify` (what is being done, on stderr)."""
+    console = Console(stderr=True, highlight=False)
+    with console.status("starting") as status:
+        def say(text: str) -> None:
+            if not quiet:
+                print(text, flush=True)
+
+        try:
+            yield say, status.update
+        except KeyboardInterrupt as signalled:
+            raise _Interrupted from signalled
+
+
+def _print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(title=title, title_justify="left")
+    for number, name in enumerate(header):
+        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    # a pipe is no reason to squeeze the columns
+    width = None if sys.stdout.isatty() else 120
+    Console(highlight=False, width=width).print(table)
+
+
+def _terminated(_signal: int, _frame: FrameType | None) -> None:
+    """End on SIGTERM as on Ctrl-C: jobs on targets are stopped on the way out."""
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

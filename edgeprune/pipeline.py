@@ -1,0 +1,256 @@
+"""The main job: model, target and budget in, a measured artifact out.
+
+    target -> baseline -> profile -> plan -> compress -> export -> bench -> (correct: plan again)
+
+In: `Options`. Out: an `Outcome`, and a run directory with the output of every stage. Stages whose
+inputs are unchanged are not run again (`edgeprune.stages`), so a killed run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+
+from edgeprune.device.measure import Measurement, Workload
+from edgeprune.device.session import open_device
+from edgeprune.device.target import load_target
+from edgeprune.errors import DeviceError, UsageError
+from edgeprune.export.gguf import check_format
+from edgeprune.model.checkpoint import Checkpoint
+from edgeprune.model.cuts import Cuts
+from edgeprune.model.source import resolve_model
+from edgeprune.planning.budget import Budget, Metric, parse_budget, value_of, violation
+from edgeprune.planning.greedy import Plan
+from edgeprune.profiling.profile import Profile, cost_of
+from edgeprune.records import Record, Verdict, write_text
+from edgeprune.report.outcome import Outcome, figures_of
+from edgeprune.report.render import limits_in_words, plan_lines, report
+from edgeprune.rundir import RunDirectory
+from edgeprune.stages import Stages
+
+ROUNDS = 3
+REQUESTS, EMULATED_REQUESTS = 10, 3
+Say = Callable[[str], None]
+
+
+class Options(Record):
+    """What the user asked for.
+
+    Attributes:
+        model: `smollm2`, a checkpoint directory or a GGUF file.
+        target: Name of a target.
+        budget: In the grammar of `edgeprune.planning.budget`.
+        quant: Number format, one of `edgeprune.export.gguf.FORMATS`.
+        name: Name of the run directory; made from the rest when None.
+        requests: Measured requests; 10 when None, 3 on an emulated target.
+        fresh: Start over instead of going on with what the run directory holds.
+        runs: Where run directories are.
+        targets: Where target files are.
+        profiles: Where profiles are.
+    """
+
+    model: str
+    target: str
+    budget: str
+    quant: str = "Q4_K_M"
+    name: str | None = None
+    requests: int | None = None
+    fresh: bool = False
+    runs: Path = Path("runs")
+    targets: Path = Path("targets")
+    profiles: Path = Path("profiles")
+
+
+class _Request(Record):
+    """What a run directory was made for: `request.json`."""
+
+    model: str
+    target: str
+    budget: Budget
+    quant: str
+
+
+class _Round(Record):
+    """One turn of plan, build and measure."""
+
+    plan: Plan
+    measurement: Measurement
+    verdict: Verdict
+
+
+def run(options: Options, *, say: Say = lambda _: None, notify: Say = lambda _: None) -> Outcome:
+    """Do the main job.
+
+    Args:
+        options: What the user asked for.
+        say: Told each result, for people, as soon as it is there.
+        notify: Told what is being done just now.
+
+    Raises:
+        EdgePruneError: See `edgeprune.errors`; nothing that was finished is lost.
+    """
+    budget, quant = parse_budget(options.budget), check_format(options.quant)
+    target = load_target(options.target, options.targets)
+    name, directory = resolve_model(options.model, notify=notify)
+    checkpoint = Checkpoint(directory)
+    request = _Request(model=name, target=target.name, budget=budget, quant=quant)
+    run_directory = _open_run(options, request)
+    with open_device(target, notify=notify) as device:
+        say(f"target {target.name}: {device.facts.describe()}")
+        say(f"model {name}: {checkpoint.shape.describe()}")
+        requests = options.requests or (EMULATED_REQUESTS if device.facts.emulated else REQUESTS)
+        workload = Workload(n_prompt=budget.n_prompt, n_new=budget.n_new, requests=requests)
+        stages = Stages(name=name, checkpoint=checkpoint, quant=quant, workload=workload,
+                        device=device, run=run_directory, profiles=options.profiles)
+        baseline = _baseline(stages, say)
+        limits = budget.limits(measured_values(baseline))
+        say(f"budget: {limits_in_words(limits)}")
+        relative = any(constraint.relative for constraint in budget.constraints)
+        doubts = baseline.disturbances if relative else ()
+        profiled = stages.profile()
+        say(_profile_in_words(profiled))
+        rounds = _rounds(stages, budget, limits, baseline, profiled, doubts, say)
+        return _finish(stages, budget, baseline, rounds, doubts)
+
+
+def judge(
+    values: Mapping[Metric, float], limits: Mapping[Metric, float], doubts: Collection[str]
+) -> Verdict:
+    """Return what measured values say about limits; nothing disturbed is ever met. Pure."""
+    if doubts:
+        return Verdict.INCONCLUSIVE
+    return Verdict.MISSED if violation(values, limits) > 0 else Verdict.MET
+
+
+def measured_values(measurement: Measurement) -> dict[Metric, float]:
+    """Return every metric of a measurement; latency is the p50 of whole requests."""
+    cost = cost_of(measurement)
+    values = {m: value_of(m, cost, measurement.workload.n_new) for m in Metric}
+    return {**values, Metric.LATENCY: measurement.latency_ms(50)}
+
+
+def _baseline(stages: Stages, say: Say) -> Measurement:
+    """Measure the unpruned model in the same number format on the target."""
+    artifact = stages.export_baseline()
+    facts, size = stages.device.facts, artifact.stat().st_size
+    if size > facts.ram_bytes:
+        raise DeviceError(
+            f"the unpruned model ({size / 2**20:.0f} MiB) does not fit the RAM of "
+            f"{stages.device.target.name} ({facts.ram_bytes / 2**20:.0f} MiB), and edgeprune "
+            "measures it there first", remedy="start from a smaller model or a smaller --quant",
+        )
+    measured = stages.bench("baseline-bench", "baseline/bench.json", artifact, Cuts())
+    stages.device.forget(stages.device.remote_name(artifact))
+    say(f"unpruned, {stages.quant}: {_in_words(measured)}")
+    return measured
+
+
+def _rounds(
+    stages: Stages,
+    budget: Budget,
+    limits: Mapping[Metric, float],
+    baseline: Measurement,
+    profiled: Profile,
+    doubts: Collection[str],
+    say: Say,
+) -> list[_Round]:
+    """Plan, build, measure, and plan again with what was learnt, at most `ROUNDS` times."""
+    done: list[_Round] = []
+    shape, measured = stages.checkpoint.shape, baseline
+    while True:
+        number = len(done) + 1
+        factors = cost_of(measured).ratios(profiled.model.predict(shape))
+        plan = stages.plan(number, budget, limits, profiled, factors)
+        say("\n".join(plan_lines(plan)))
+        stage, name = f"bench-{number}", f"rounds/{number}/bench.json"
+
+        def verdict_of(m: Measurement) -> Verdict:
+            return judge(measured_values(m), limits, (*doubts, *m.disturbances))
+
+        known = stages.known_bench(stage, name, plan.cuts)
+        if known and number < ROUNDS and verdict_of(known) is Verdict.MISSED:
+            measured = known  # resumed: its artifact was replaced by a later round's
+        else:
+            artifact = stages.build(plan.cuts)
+            measured = stages.bench(stage, name, artifact, plan.cuts)
+        shape, verdict = plan.shape, verdict_of(measured)
+        done.append(_Round(plan=plan, measurement=measured, verdict=verdict))
+        say(f"round {number}: {_in_words(measured)}: {verdict}")
+        if verdict is not Verdict.MISSED or number == ROUNDS:
+            return done
+        if stages.artifact.is_file():
+            stages.device.forget(stages.device.remote_name(stages.artifact))
+
+
+def _finish(
+    stages: Stages, budget: Budget, baseline: Measurement, rounds: list[_Round],
+    doubts: Collection[str],
+) -> Outcome:
+    """Take the perplexities; write the final records and the report."""
+    device, last = stages.device, rounds[-1]
+    # on a remote target the artifact stays: it is what was asked for
+    device_path = None if device.target.is_local else device.put_model(stages.artifact)
+    if device.target.is_local:
+        device.forget(device.remote_name(stages.artifact))
+    before = stages.perplexity("quality-before", stages.export_baseline(), Cuts())
+    after = stages.perplexity("quality-after", stages.artifact, last.plan.cuts)
+    values = measured_values(last.measurement)
+    result = Outcome(
+        model=stages.name, target=device.target.name, facts=device.facts,
+        emulated=device.facts.emulated, budget=budget, quant=stages.quant, verdict=last.verdict,
+        disturbances=(*doubts, *last.measurement.disturbances),
+        values={metric: values[metric] for metric in last.plan.limits}, limits=last.plan.limits,
+        rounds=len(rounds), requests=stages.workload.requests,
+        system_info=last.measurement.system_info, plan=last.plan,
+        before=figures_of(baseline, before), after=figures_of(last.measurement, after),
+        directory=stages.run.path, artifact=stages.artifact, device_path=device_path,
+    )
+    last.plan.write(stages.run.path / "plan.json")
+    last.measurement.write(stages.run.path / "bench.json")
+    result.write(stages.run.path / "run.json")
+    write_text(stages.run.path / "report.md", report(result))
+    return result
+
+
+def _open_run(options: Options, request: _Request) -> RunDirectory:
+    """Find or make the run directory; refuse one that was made for something else."""
+    name = options.name or _name_of(request)
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
+        raise UsageError("a run's name is made of letters, digits, '.', '_' and '-'", got=name)
+    path = options.runs / name
+    file = path / "request.json"
+    if path.exists() and not file.is_file():
+        raise UsageError(f"{path} exists and is not a run directory",
+                         remedy="choose another --name")
+    if path.exists() and options.fresh:
+        shutil.rmtree(path)
+    if file.is_file() and (found := _Request.read(file)) != request:
+        raise UsageError(
+            f"{path} holds a run of another request", got=str(found)[:200],
+            remedy="choose another --name, or start it over with --fresh",
+        )
+    request.write(file)
+    return RunDirectory(path)
+
+
+def _name_of(request: _Request) -> str:
+    text = f"{request.model}-{request.target}-{request.quant}-{request.budget.text}".lower()
+    for sign, word in {"<": "-max-", ">": "-min-", "%": "pct"}.items():
+        text = text.replace(sign, word)
+    return re.sub(r"[^a-z0-9._]+", "-", text).strip("-.")
+
+
+def _in_words(m: Measurement) -> str:
+    emulated = ", emulated" if m.emulated else ""
+    return (f"p50 {m.latency_ms(50):.0f} ms for {m.workload.n_new} tokens after "
+            f"{m.workload.n_prompt} ({m.decode_tokens_per_s:.1f} tokens/s, "
+            f"{m.memory.peak_bytes / 2**20:.0f} MiB{emulated})")
+
+
+def _profile_in_words(found: Profile) -> str:
+    errors = found.model.worst_residual
+    return (f"profile: {len(found.samples)} shapes measured; the fit is off by at most "
+            f"{errors['token_ms']:.1%} for a token, {errors['ttft_ms']:.1%} for the prompt, "
+            f"{errors['ram_bytes']:.1%} for RAM")

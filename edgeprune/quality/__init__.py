@@ -1,0 +1,1 @@
+"""How good the deployed artifact is."""

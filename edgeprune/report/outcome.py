@@ -1,0 +1,90 @@
+"""What a run has reached: the figures before and after, and the verdict.
+
+In: measurements, quality, the plan. Out: records; `run.json` and the command line's `--json`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgeprune.device.measure import Measurement
+from edgeprune.device.probe import DeviceFacts
+from edgeprune.planning.budget import Budget, Metric
+from edgeprune.planning.greedy import Plan
+from edgeprune.records import Record, Verdict
+
+
+class Figures(Record):
+    """What one artifact does on the target. Memory as in `edgeprune.device.measure.Memory`."""
+
+    latency_p50_ms: float
+    latency_p90_ms: float
+    latency_p99_ms: float
+    ttft_ms: float
+    prefill_tokens_per_s: float
+    decode_tokens_per_s: float
+    peak_ram_bytes: int
+    anonymous_bytes: int | None
+    file_mapped_bytes: int | None
+    kv_cache_bytes: int
+    compute_bytes: int
+    repacked_bytes: int
+    file_bytes: int
+    perplexity: float
+
+
+class Outcome(Record):
+    """The end of a run.
+
+    Attributes:
+        disturbances: Why the target was not quiet, when it was not.
+        values: Measured value of each constrained metric.
+        limits: What it had to stay below.
+        rounds: Turns of plan, build, measure.
+        requests: Measured requests in each measurement.
+        system_info: The runtime's own line on the kernels that it used.
+        before: The unpruned model in the same number format.
+        after: The artifact.
+        device_path: Where the artifact lies on the target; None on `local`.
+    """
+
+    model: str
+    target: str
+    facts: DeviceFacts
+    emulated: bool
+    budget: Budget
+    quant: str
+    verdict: Verdict
+    disturbances: tuple[str, ...]
+    values: dict[Metric, float]
+    limits: dict[Metric, float]
+    rounds: int
+    requests: int
+    system_info: str
+    plan: Plan
+    before: Figures
+    after: Figures
+    directory: Path
+    artifact: Path
+    device_path: str | None
+
+
+def figures_of(measurement: Measurement, perplexity: float) -> Figures:
+    """Return the figures that a measurement and a perplexity give."""
+    memory = measurement.memory
+    return Figures(
+        latency_p50_ms=measurement.latency_ms(50),
+        latency_p90_ms=measurement.latency_ms(90),
+        latency_p99_ms=measurement.latency_ms(99),
+        ttft_ms=measurement.ttft_ms,
+        prefill_tokens_per_s=measurement.prefill_tokens_per_s,
+        decode_tokens_per_s=measurement.decode_tokens_per_s,
+        peak_ram_bytes=memory.peak_bytes,
+        anonymous_bytes=memory.anonymous_bytes,
+        file_mapped_bytes=memory.file_bytes,
+        kv_cache_bytes=memory.kv_cache_bytes,
+        compute_bytes=memory.compute_bytes,
+        repacked_bytes=memory.repacked_bytes,
+        file_bytes=measurement.file_bytes,
+        perplexity=perplexity,
+    )

@@ -1,0 +1,164 @@
+"""What people read: the plan with its reasons, the before/after table, the report. Pure.
+
+In: an `Outcome` or a part of one. Out: text. Numbers of an emulated machine are called so wherever
+they appear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from edgeprune.device.measure import Measurement
+from edgeprune.device.probe import DeviceFacts
+from edgeprune.planning.budget import Metric
+from edgeprune.planning.greedy import Plan
+from edgeprune.records import Verdict, __version__
+from edgeprune.report.outcome import Outcome, figures_of
+
+_MIB = 2**20
+_LINES = (
+    ("latency_p50_ms", "latency of {n} tokens, p50", "ms"),
+    ("latency_p90_ms", "latency of {n} tokens, p90", "ms"),
+    ("latency_p99_ms", "latency of {n} tokens, p99", "ms"),
+    ("ttft_ms", "time to first token", "ms"),
+    ("prefill_tokens_per_s", "prefill", "tokens/s"),
+    ("decode_tokens_per_s", "decode", "tokens/s"),
+    ("peak_ram_bytes", "peak RAM", "MiB"),
+    ("anonymous_bytes", "- anonymous", "MiB"),
+    ("file_mapped_bytes", "- file", "MiB"),
+    ("kv_cache_bytes", "- KV cache", "MiB"),
+    ("compute_bytes", "- compute buffers", "MiB"),
+    ("repacked_bytes", "- repacked weights", "MiB"),
+    ("file_bytes", "file size", "MiB"),
+    ("perplexity", "perplexity", ""),
+)
+_NOTES = (
+    "Predictions come from the profile, corrected by measured/predicted of the round before. "
+    "Perplexity: of the artifact, on the host, WikiText-2 validation, 8 windows of 512 tokens."
+)
+HEADER = ("measured", "unpruned", "pruned", "change", "predicted")
+
+
+class Row(NamedTuple):
+    """One line of the before/after table."""
+
+    label: str
+    before: str
+    after: str
+    change: str
+    predicted: str
+
+
+def before_after(outcome: Outcome) -> list[Row]:
+    """Return everything that was measured, before and after, with what was predicted beside it."""
+    n_new, cost = outcome.budget.n_new, outcome.plan.cost
+    predicted = {
+        "latency_p50_ms": cost.latency_ms(n_new),
+        "ttft_ms": cost.ttft_ms,
+        "prefill_tokens_per_s": outcome.budget.n_prompt * 1e3 / cost.ttft_ms,
+        "decode_tokens_per_s": cost.decode_tokens_per_s,
+        "peak_ram_bytes": cost.ram_bytes,
+        "file_bytes": cost.file_bytes,
+    }
+    rows = []
+    for name, label, unit in _LINES:
+        old, new = getattr(outcome.before, name), getattr(outcome.after, name)
+        rows.append(Row(
+            label=label.format(n=n_new),
+            before=_show(old, unit),
+            after=_show(new, unit),
+            change=f"{new / old - 1:+.1%}" if old and new is not None else "",
+            predicted=_show(predicted[name], unit) if name in predicted else "",
+        ))
+    return rows
+
+
+def measurement_rows(measurement: Measurement) -> list[tuple[str, str]]:
+    """Return one measurement as a table of two columns."""
+    n_new = measurement.workload.n_new
+    figures = figures_of(measurement, perplexity=0.0)
+    return [(label.format(n=n_new), _show(getattr(figures, name), unit))
+            for name, label, unit in _LINES if name != "perplexity"]
+
+
+def facts_rows(facts: DeviceFacts) -> list[tuple[str, str]]:
+    """Return what is known of a machine as a table of two columns."""
+    rows = []
+    for key, value in facts.model_dump().items():
+        label = key.removesuffix("_bytes").replace("_", " ")
+        if isinstance(value, dict):
+            rows.append((label, ", ".join(f"{k} {v}" for k, v in value.items())))
+        elif isinstance(value, tuple):
+            rows.append((label, " ".join(value)))
+        elif key.endswith("_bytes"):
+            rows.append((label, _show(value, "MiB")))
+        else:
+            rows.append((label, "not told" if value is None else str(value)))
+    return rows
+
+
+def limits_in_words(limits: Mapping[Metric, float]) -> str:
+    """Return the limits of a budget, in units."""
+    return ", ".join(f"{m.label} at {'least' if m is Metric.DECODE else 'most'} {m.show(v)}"
+                     for m, v in limits.items())
+
+
+def plan_lines(plan: Plan) -> list[str]:
+    """Return a plan with its reasons, a line for each."""
+    if not plan.steps:
+        return ["plan: nothing to cut, the unpruned model holds the budget"]
+    lines = [f"plan: {len(plan.steps)} moves, aiming {plan.margin:.0%} below each limit"]
+    lines += [f"{i + 1:>3}. {step.reason}" for i, step in enumerate(plan.steps)]
+    loss = plan.steps[-1].loss - (plan.base_loss or 0.0)
+    lines.append(f"     left: {plan.shape.describe()}; loss {plan.base_loss:.3f} {loss:+.3f} nats "
+                 "per token on the calibration text")
+    return lines
+
+
+def verdict_lines(outcome: Outcome) -> list[str]:
+    """Return the verdict, each constraint with its measured value, and what casts doubt on it."""
+    emulated = " on an emulated machine" if outcome.emulated else ""
+    turns = f"{outcome.rounds} round{'s' if outcome.rounds > 1 else ''}"
+    lines = [f"budget '{outcome.budget.text}' {outcome.verdict}{emulated} after {turns}"]
+    for metric, value in outcome.values.items():
+        holds = "holds" if value <= outcome.limits[metric] else "does not hold"
+        lines.append(f"  {metric.label} {metric.show(value)} measured, "
+                     f"limit {metric.show(outcome.limits[metric])}: {holds}")
+    lines += [f"  disturbed: {what}" for what in outcome.disturbances]
+    if outcome.verdict is Verdict.INCONCLUSIVE:
+        lines.append("  run again on a quiet machine; finished stages are kept, "
+                     "disturbed measurements are taken again")
+    return lines
+
+
+def report(outcome: Outcome) -> str:
+    """Return `report.md`."""
+    emulated = " (emulated: its speed is the emulator's)" if outcome.emulated else ""
+    parts = [
+        f"# {outcome.model} on {outcome.target}: {outcome.verdict}",
+        "\n".join(verdict_lines(outcome)),
+        f"Target: {outcome.facts.describe()}{emulated}",
+        f"Runtime: `{outcome.system_info.strip()}`",
+        (f"Format: {outcome.quant}. Requests: {outcome.requests} of {outcome.budget.n_new} new "
+         f"tokens after {outcome.budget.n_prompt} prompt tokens, after one warm-up."),
+        markdown_table(HEADER, before_after(outcome)),
+        "## Plan",
+        "\n".join(plan_lines(outcome.plan)),
+        _NOTES,
+        f"Made by edgeprune {__version__}.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table; columns after the first are aligned to the right."""
+    rule = [":--", *("--:" for _ in header[1:])]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *rows))
+
+
+def _show(value: float | None, unit: str) -> str:
+    if value is None:
+        return "not told"
+    scaled = value / _MIB if unit == "MiB" else value
+    return f"{scaled:.1f} {unit}" if unit else f"{scaled:.2f}"

@@ -1,0 +1,85 @@
+"""A run directory: what the stages of one run have made, and whether it is still good.
+
+In: a stage's name, the hash of its inputs, and how to make its output. Out: the output, made only
+when it is missing or was made from other inputs. Outputs appear under their names when they are
+whole; the stamp that says what they were made from is written last, so a killed run repeats at most
+the stage that it was in.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from edgeprune.records import Record, __version__, digest, write_text
+
+R = TypeVar("R", bound=Record)
+
+
+class RunDirectory:
+    """The directory of one run.
+
+    Attributes:
+        path: The directory, `runs/NAME`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Name the directory; it is made when something is written."""
+        self.path = path
+
+    def make(self, stage: str, key: str, name: str, make: Callable[[Path], None]) -> Path:
+        """Return a stage's output, a file or a directory, made by `make` when it is out of date.
+
+        Args:
+            stage: Name of the stage.
+            key: Hash of its inputs.
+            name: Path of the output within the run directory.
+            make: Writes the output to the (free) path that it is given.
+        """
+        output = self.path / name
+        if self._is_done(stage, key) and output.exists():
+            return output
+        part = output.with_name(output.name + ".part")
+        _remove(part)
+        part.parent.mkdir(parents=True, exist_ok=True)
+        make(part)
+        self._stamp(stage).unlink(missing_ok=True)
+        _remove(output)
+        part.rename(output)
+        write_text(self._stamp(stage), _versioned(key) + "\n")
+        return output
+
+    def record(
+        self, stage: str, key: str, name: str, kind: type[R], make: Callable[[], R],
+        *, usable: Callable[[R], bool] = lambda _: True,
+    ) -> R:
+        """Return a stage's output that is a record; one that is not `usable` is made again."""
+        known = self.find(stage, key, name, kind)
+        if known is not None and usable(known):
+            return known
+        self._stamp(stage).unlink(missing_ok=True)
+        return kind.read(self.make(stage, key, name, lambda path: make().write(path)))
+
+    def find(self, stage: str, key: str, name: str, kind: type[R]) -> R | None:
+        """Return the record that a stage has made from these inputs; None when it has not."""
+        return kind.read(self.path / name) if self._is_done(stage, key) else None
+
+    def _is_done(self, stage: str, key: str) -> bool:
+        stamp = self._stamp(stage)
+        return stamp.is_file() and stamp.read_text(encoding="utf-8").strip() == _versioned(key)
+
+    def _stamp(self, stage: str) -> Path:
+        return self.path / ".stages" / stage
+
+
+def _versioned(key: str) -> str:
+    return digest(__version__, key)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

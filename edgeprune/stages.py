@@ -1,0 +1,187 @@
+"""The stages of a run: for each, what it depends on, what it makes, and where that lies.
+
+In: a checkpoint, an open target, a run directory. Out: records and files, made when they are
+missing or their inputs have changed. The order of the stages is `edgeprune.pipeline`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor
+
+from edgeprune.data import shipped_text
+from edgeprune.device.measure import Measurement, Workload, measure
+from edgeprune.device.session import Device
+from edgeprune.errors import InputError
+from edgeprune.export.gguf import export_gguf
+from edgeprune.model.checkpoint import Checkpoint
+from edgeprune.model.cuts import Cuts, LayerHeads, kept_heads, kept_layers
+from edgeprune.model.tokenizer import tokenizer_of
+from edgeprune.planning.budget import Budget, Metric
+from edgeprune.planning.greedy import Plan, make_plan
+from edgeprune.profiling.profile import Profile, profile
+from edgeprune.pruning.calibration import calibration_tokens
+from edgeprune.pruning.sensitivity import (
+    HeadImportance,
+    Losses,
+    LossScorer,
+    head_importance,
+)
+from edgeprune.pruning.surgery import prune
+from edgeprune.quality.perplexity import Quality, perplexity
+from edgeprune.records import digest, file_digest
+from edgeprune.rundir import RunDirectory
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The stages of one run.
+
+    Attributes:
+        name: Short name of the model.
+        checkpoint: The unpruned model.
+        quant: Number format of the artifact.
+        workload: The requests that are measured.
+        device: The open target.
+        run: Where outputs lie.
+        profiles: Where profiles lie.
+    """
+
+    name: str
+    checkpoint: Checkpoint
+    quant: str
+    workload: Workload
+    device: Device
+    run: RunDirectory
+    profiles: Path
+
+    # --- what the stages share -------------------------------------------------------------------
+
+    @cached_property
+    def tokenizer(self) -> Path | None:
+        """The tokenizer that is deployed; None when the model has none."""
+        return tokenizer_of(self.checkpoint.path, self.run.path / "tokenizer.gguf")
+
+    @cached_property
+    def model_key(self) -> str:
+        """Identify weights and tokenizer."""
+        self.device.notify(f"hashing the weights of {self.name}")
+        tokenizer = file_digest(self.tokenizer) if self.tokenizer else None
+        return digest(self.checkpoint.digest(), tokenizer)
+
+    @cached_property
+    def _calibration_key(self) -> str:
+        return digest(self.model_key, shipped_text("calibration"))
+
+    def artifact_key(self, cuts: Cuts) -> str:
+        """Identify the artifact that cuts lead to."""
+        return digest(self._calibration_key if cuts.cuts_heads else self.model_key, cuts,
+                      self.quant)
+
+    @property
+    def artifact(self) -> Path:
+        """Path of the pruned artifact."""
+        return self.run.path / "artifact" / self._artifact_name
+
+    @property
+    def _artifact_name(self) -> str:
+        return f"{self.name}-{self.quant}.gguf"
+
+    # --- the stages ------------------------------------------------------------------------------
+
+    def export_baseline(self) -> Path:
+        """Export the unpruned model."""
+        return self.run.make("baseline-export", self.artifact_key(Cuts()),
+                             f"baseline/{self._artifact_name}",
+                             lambda path: self._export(self.checkpoint, path))
+
+    def profile(self) -> Profile:
+        """Profile the target for shapes around this model's."""
+        found = profile(self.device, self.checkpoint.shape, self.quant, self.workload,
+                        self.profiles)
+        found.write(self.run.path / "profile.json")
+        return found
+
+    def plan(
+        self, number: int, budget: Budget, limits: Mapping[Metric, float], profiled: Profile,
+        factors: Mapping[str, float],
+    ) -> Plan:
+        """Choose the cuts of a round, with predictions multiplied by `factors`."""
+        key = digest(self._calibration_key, budget, dict(limits), profiled, dict(factors))
+        model = profiled.model
+        return self.run.record(f"plan-{number}", key, f"rounds/{number}/plan.json", Plan, lambda: (
+            make_plan(self.checkpoint.shape, budget, limits,
+                      lambda shape: model.predict(shape).scaled(factors),
+                      self._score, model.worst_residual)))
+
+    def build(self, cuts: Cuts) -> Path:
+        """Cut the weights and export the artifact."""
+        model = self.run.make("compress", self.artifact_key(cuts), "model",
+                              lambda path: self._compress(cuts, path))
+        return self.run.make("export", self.artifact_key(cuts),
+                             str(self.artifact.relative_to(self.run.path)),
+                             lambda path: self._export(Checkpoint(model), path))
+
+    def bench(self, stage: str, name: str, artifact: Path, cuts: Cuts) -> Measurement:
+        """Measure an artifact on the target; a disturbed measurement is taken again."""
+        def make() -> Measurement:
+            remote = self.device.put_model(artifact)
+            return measure(self.device, {"model": remote}, self.workload,
+                           file_bytes=artifact.stat().st_size, what=f"measuring {artifact.name}")
+
+        return self.run.record(stage, self._bench_key(cuts), name, Measurement, make,
+                               usable=lambda known: not known.disturbances)
+
+    def known_bench(self, stage: str, name: str, cuts: Cuts) -> Measurement | None:
+        """Return the measurement of these cuts when it is on disk."""
+        return self.run.find(stage, self._bench_key(cuts), name, Measurement)
+
+    def perplexity(self, stage: str, artifact: Path, cuts: Cuts) -> float:
+        """Take the perplexity of an artifact, here."""
+        key = digest(self.artifact_key(cuts), shipped_text("evaluation"))
+        return self.run.record(stage, key, f"{stage}.json", Quality,
+                               lambda: perplexity(artifact, notify=self.device.notify)).perplexity
+
+    # --- how they are done -----------------------------------------------------------------------
+
+    def _bench_key(self, cuts: Cuts) -> str:
+        return digest(self.artifact_key(cuts), self.device.facts.identity(), self.device.threads,
+                      self.workload)
+
+    def _export(self, checkpoint: Checkpoint, path: Path) -> None:
+        self.device.notify(f"writing {self._artifact_name}")
+        export_gguf(checkpoint, self.tokenizer, path, quant=self.quant, name=self.name)
+
+    def _compress(self, cuts: Cuts, path: Path) -> None:
+        self.device.notify("cutting the weights")
+        shape, heads = self.checkpoint.shape, dict[int, LayerHeads]()
+        if cuts.cuts_heads:
+            heads = {i: kept_heads(shape, self._importance.energy[i], cuts)
+                     for i in kept_layers(shape, cuts)}
+        prune(self.checkpoint, cuts, heads, path)
+
+    def _score(self, candidates: Sequence[Cuts]) -> Sequence[float]:
+        return self._scorer(candidates)
+
+    @cached_property
+    def _scorer(self) -> LossScorer:
+        losses = Losses(self.run.path / "sensitivity.jsonl", self._calibration_key)
+        return LossScorer(self.checkpoint, self._tokens, self._importance, losses,
+                          self.device.notify)
+
+    @cached_property
+    def _importance(self) -> HeadImportance:
+        return self.run.record(
+            "heads", self._calibration_key, "heads.json", HeadImportance,
+            lambda: head_importance(self.checkpoint, self._tokens, self.device.notify))
+
+    @cached_property
+    def _tokens(self) -> Tensor:
+        if self.tokenizer is None:
+            raise InputError(f"{self.checkpoint.path} has no tokenizer, which calibration needs",
+                             remedy="put tokenizer.json (or a tokenizer.gguf) beside the weights")
+        return calibration_tokens(shipped_text("calibration"), self.tokenizer)

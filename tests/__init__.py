@@ -1,0 +1,1 @@
+"""Tests of edgeprune; the folders mirror the package."""

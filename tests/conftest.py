@@ -1,0 +1,76 @@
+"""What the tests share: tiny checkpoints, the real SmolLM2, the emulated ARM machine, the CLI."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from edgeprune.device.target import Target, load_target
+from edgeprune.model.source import resolve_model
+from tests.arm import machine as arm
+from tests.tiny import KINDS, make_tiny
+
+ROOT = Path(__file__).parent.parent
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run what needs the ARM machine last: while it runs, nothing else is measured here."""
+    items.sort(key=lambda item: item.get_closest_marker("arm") is not None)
+
+
+@pytest.fixture(scope="session", params=list(KINDS))
+def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a tiny random Llama of each kind."""
+    return make_tiny(tmp_path_factory.mktemp("tiny") / request.param, request.param)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """Give the checkpoint directory of the real SmolLM2-135M-Instruct."""
+    return resolve_model("smollm2")[1]
+
+
+@pytest.fixture(scope="session")
+def small(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a random Llama with SmolLM2's tokenizer: small enough to run the whole way in seconds.
+
+    Its rows are multiples of 256, so that nothing falls back from the K-quants.
+    """
+    return make_tiny(
+        tmp_path_factory.mktemp("small") / "small", tokenizer_of=smollm2, vocab_size=49152,
+        hidden_size=256, intermediate_size=1024, num_hidden_layers=6, head_dim=64,
+        initializer_range=0.02, max_position_embeddings=1024,
+    )
+
+
+@pytest.fixture(scope="session")
+def arm_target() -> Iterator[Target]:
+    """Boot the emulated ARM machine, and stop it at the end unless it was running before."""
+    if missing := arm.missing_packages():
+        pytest.skip(f"the ARM machine needs: apt-get install {' '.join(missing)}")
+    with arm.boot(arm.build()):
+        yield load_target("qemu-arm64", ROOT / "targets")
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    """Give a function that runs the command line as a user would, in a directory of its own."""
+
+    def run(*arguments: str, timeout_s: float = 900) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            cli_argv(*arguments), cwd=tmp_path, capture_output=True, text=True, check=False,
+            timeout=timeout_s, env={**os.environ, "COLUMNS": "200"},
+        )
+
+    return run
+
+
+def cli_argv(*arguments: str) -> list[str]:
+    """Return the command line of edgeprune with some arguments."""
+    return [sys.executable, "-m", "edgeprune.cli", *arguments]

@@ -1,0 +1,42 @@
+"""The layer-by-layer computation equals transformers'."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from transformers import LlamaForCausalLM
+
+from edgeprune.model.checkpoint import Checkpoint
+from edgeprune.pruning import forward
+from edgeprune.pruning.sensitivity import embed, output_head
+from tests.tiny import make_tiny
+
+TOKENS = torch.tensor([[5, 9, 2, 7, 7, 1], [3, 3, 8, 100, 64, 2]])
+
+
+def _compare(directory: Path) -> None:
+    checkpoint = Checkpoint(directory)
+    model = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    with torch.inference_mode():
+        theirs = model(TOKENS, output_hidden_states=True)
+        x = embed(checkpoint, TOKENS)
+        rope = forward.rope_tables(checkpoint.shape, TOKENS.shape[1])
+        for layer in range(checkpoint.shape.num_hidden_layers):
+            torch.testing.assert_close(x, theirs.hidden_states[layer], rtol=1e-4, atol=1e-4)
+            weights = forward.load_layer(checkpoint, layer)
+            x = forward.decoder_layer(x, weights, checkpoint.shape, rope)
+        loss = forward.next_token_loss(
+            x, TOKENS, checkpoint.tensor("model.norm.weight"), output_head(checkpoint),
+            checkpoint.shape.rms_norm_eps)
+    expected = F.cross_entropy(theirs.logits[:, :-1].flatten(0, 1), TOKENS[:, 1:].flatten())
+    assert abs(loss - float(expected)) < 1e-4
+
+
+def test_hidden_states_and_loss_equal_those_of_transformers(tiny: Path) -> None:
+    _compare(tiny)
+
+
+def test_biases_are_heeded(tmp_path: Path) -> None:
+    _compare(make_tiny(tmp_path, "mha-untied", attention_bias=True, mlp_bias=True))
