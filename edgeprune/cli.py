@@ -295,7 +295,8 @@ def _progress(
 ) -> Iterator[tuple[Callable[[str], None], Callable[[str], None]]]:
     """Yield `say` (a line of result) and `notify` (what is being done, on stderr)."""
     console = Console(stderr=True, highlight=False)
-    with console.status("starting") as status:
+    # a slow spinner: what it draws is load on the machine that is measured when that is this one
+    with console.status("starting", refresh_per_second=2) as status:
         def say(text: str) -> None:
             if not quiet:
                 print(text, flush=True)

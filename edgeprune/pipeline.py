@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
-from edgeprune.device.measure import Measurement, Workload
+from edgeprune.device.measure import Comparison, Measurement, Workload
 from edgeprune.device.session import open_device
 from edgeprune.device.target import load_target
 from edgeprune.errors import DeviceError, UsageError
@@ -73,10 +73,18 @@ class _Request(Record):
 
 
 class _Round(Record):
-    """One turn of plan, build and measure."""
+    """One turn of plan, build and measure.
+
+    Attributes:
+        plan: What was cut.
+        measured: The artifact and, beside it, the unpruned model.
+        limits: What the artifact is judged by.
+        verdict: The judgement.
+    """
 
     plan: Plan
-    measurement: Measurement
+    measured: Comparison
+    limits: dict[Metric, float]
     verdict: Verdict
 
 
@@ -104,15 +112,10 @@ def run(options: Options, *, say: Say = lambda _: None, notify: Say = lambda _: 
         workload = Workload(n_prompt=budget.n_prompt, n_new=budget.n_new, requests=requests)
         stages = Stages(name=name, checkpoint=checkpoint, quant=quant, workload=workload,
                         device=device, run=run_directory, profiles=options.profiles)
-        baseline = _baseline(stages, say)
-        limits = budget.limits(measured_values(baseline))
-        say(f"budget: {limits_in_words(limits)}")
-        relative = any(constraint.relative for constraint in budget.constraints)
-        doubts = baseline.disturbances if relative else ()
+        baseline = _baseline(stages, say, keep=budget.is_relative)
         profiled = stages.profile()
         say(_profile_in_words(profiled))
-        rounds = _rounds(stages, budget, limits, baseline, profiled, doubts, say)
-        return _finish(stages, budget, baseline, rounds, doubts)
+        return _finish(stages, budget, _rounds(stages, budget, baseline, profiled, say))
 
 
 def judge(
@@ -131,8 +134,12 @@ def measured_values(measurement: Measurement) -> dict[Metric, float]:
     return {**values, Metric.LATENCY: measurement.latency_ms(50)}
 
 
-def _baseline(stages: Stages, say: Say) -> Measurement:
-    """Measure the unpruned model in the same number format on the target."""
+def _baseline(stages: Stages, say: Say, *, keep: bool) -> Measurement:
+    """Measure the unpruned model in the same number format on the target; `keep` leaves it there.
+
+    Raises:
+        DeviceError: The target has less RAM than the file has bytes.
+    """
     artifact = stages.export_baseline()
     facts, size = stages.device.facts, artifact.stat().st_size
     if size > facts.ram_bytes:
@@ -141,74 +148,68 @@ def _baseline(stages: Stages, say: Say) -> Measurement:
             f"{stages.device.target.name} ({facts.ram_bytes / 2**20:.0f} MiB), and edgeprune "
             "measures it there first", remedy="start from a smaller model or a smaller --quant",
         )
-    measured = stages.bench("baseline-bench", "baseline/bench.json", artifact, Cuts())
-    stages.device.forget(stages.device.remote_name(artifact))
+    measured = stages.bench_baseline()
+    if not keep:
+        stages.device.forget(stages.device.remote_name(artifact))
     say(f"unpruned, {stages.quant}: {_in_words(measured)}")
     return measured
 
 
 def _rounds(
-    stages: Stages,
-    budget: Budget,
-    limits: Mapping[Metric, float],
-    baseline: Measurement,
-    profiled: Profile,
-    doubts: Collection[str],
-    say: Say,
+    stages: Stages, budget: Budget, baseline: Measurement, profiled: Profile, say: Say
 ) -> list[_Round]:
-    """Plan, build, measure, and plan again with what was learnt, at most `ROUNDS` times."""
+    """Plan, build, measure, and plan again with what was learnt, at most `ROUNDS` times.
+
+    Machines drift: a budget that is relative to the unpruned model is judged against that model
+    measured beside the pruned one, not minutes earlier.
+    """
     done: list[_Round] = []
     shape, measured = stages.checkpoint.shape, baseline
+    limits = budget.limits(measured_values(baseline))
     while True:
         number = len(done) + 1
+        say(f"budget: {limits_in_words(limits)}")
         factors = cost_of(measured).ratios(profiled.model.predict(shape))
         plan = stages.plan(number, budget, limits, profiled, factors)
         say("\n".join(plan_lines(plan)))
-        stage, name = f"bench-{number}", f"rounds/{number}/bench.json"
-
-        def verdict_of(m: Measurement) -> Verdict:
-            return judge(measured_values(m), limits, (*doubts, *m.disturbances))
-
-        known = stages.known_bench(stage, name, plan.cuts)
-        if known and number < ROUNDS and verdict_of(known) is Verdict.MISSED:
-            measured = known  # resumed: its artifact was replaced by a later round's
-        else:
-            artifact = stages.build(plan.cuts)
-            measured = stages.bench(stage, name, artifact, plan.cuts)
-        shape, verdict = plan.shape, verdict_of(measured)
-        done.append(_Round(plan=plan, measurement=measured, verdict=verdict))
-        say(f"round {number}: {_in_words(measured)}: {verdict}")
+        pair = stages.compare(number, plan.cuts, None if budget.is_relative else baseline)
+        shape, measured = plan.shape, pair.pruned
+        limits = budget.limits(measured_values(pair.baseline))
+        verdict = judge(measured_values(measured), limits, pair.disturbances)
+        done.append(_Round(plan=plan, measured=pair, limits=limits, verdict=verdict))
+        if budget.is_relative:
+            say(f"round {number}, unpruned again: {_in_words(pair.baseline)}")
+        say(f"round {number}, pruned: {_in_words(measured)}: {verdict}")
         if verdict is not Verdict.MISSED or number == ROUNDS:
             return done
         if stages.artifact.is_file():
             stages.device.forget(stages.device.remote_name(stages.artifact))
 
 
-def _finish(
-    stages: Stages, budget: Budget, baseline: Measurement, rounds: list[_Round],
-    doubts: Collection[str],
-) -> Outcome:
+def _finish(stages: Stages, budget: Budget, rounds: list[_Round]) -> Outcome:
     """Take the perplexities; write the final records and the report."""
     device, last = stages.device, rounds[-1]
+    unpruned, artifact = stages.export_baseline(), stages.build(last.plan.cuts)
     # on a remote target the artifact stays: it is what was asked for
-    device_path = None if device.target.is_local else device.put_model(stages.artifact)
-    if device.target.is_local:
-        device.forget(device.remote_name(stages.artifact))
-    before = stages.perplexity("quality-before", stages.export_baseline(), Cuts())
-    after = stages.perplexity("quality-after", stages.artifact, last.plan.cuts)
-    values = measured_values(last.measurement)
+    device_path = None if device.target.is_local else device.put_model(artifact)
+    for file in (unpruned, *([artifact] if device.target.is_local else [])):
+        device.forget(device.remote_name(file))
+    before = stages.perplexity("quality-before", unpruned, Cuts())
+    after = stages.perplexity("quality-after", artifact, last.plan.cuts)
+    baseline, pruned = last.measured.baseline, last.measured.pruned
+    values = measured_values(pruned)
     result = Outcome(
         model=stages.name, target=device.target.name, facts=device.facts,
         emulated=device.facts.emulated, budget=budget, quant=stages.quant, verdict=last.verdict,
-        disturbances=(*doubts, *last.measurement.disturbances),
-        values={metric: values[metric] for metric in last.plan.limits}, limits=last.plan.limits,
+        disturbances=last.measured.disturbances,
+        values={metric: values[metric] for metric in last.limits}, limits=last.limits,
         rounds=len(rounds), requests=stages.workload.requests,
-        system_info=last.measurement.system_info, plan=last.plan,
-        before=figures_of(baseline, before), after=figures_of(last.measurement, after),
-        directory=stages.run.path, artifact=stages.artifact, device_path=device_path,
+        system_info=pruned.system_info, plan=last.plan,
+        before=figures_of(baseline, before), after=figures_of(pruned, after),
+        directory=stages.run.path, artifact=artifact, device_path=device_path,
     )
     last.plan.write(stages.run.path / "plan.json")
-    last.measurement.write(stages.run.path / "bench.json")
+    pruned.write(stages.run.path / "bench.json")
     result.write(stages.run.path / "run.json")
     write_text(stages.run.path / "report.md", report(result))
     return result
@@ -245,7 +246,8 @@ def _name_of(request: _Request) -> str:
 def _in_words(m: Measurement) -> str:
     emulated = ", emulated" if m.emulated else ""
     return (f"p50 {m.latency_ms(50):.0f} ms for {m.workload.n_new} tokens after "
-            f"{m.workload.n_prompt} ({m.decode_tokens_per_s:.1f} tokens/s, "
+            f"{m.workload.n_prompt}, {m.workload.requests} requests "
+            f"({m.decode_tokens_per_s:.1f} tokens/s, "
             f"{m.memory.peak_bytes / 2**20:.0f} MiB{emulated})")
 
 

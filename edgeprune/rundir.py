@@ -56,15 +56,10 @@ class RunDirectory:
         *, usable: Callable[[R], bool] = lambda _: True,
     ) -> R:
         """Return a stage's output that is a record; one that is not `usable` is made again."""
-        known = self.find(stage, key, name, kind)
-        if known is not None and usable(known):
+        if self._is_done(stage, key) and usable(known := kind.read(self.path / name)):
             return known
         self._stamp(stage).unlink(missing_ok=True)
         return kind.read(self.make(stage, key, name, lambda path: make().write(path)))
-
-    def find(self, stage: str, key: str, name: str, kind: type[R]) -> R | None:
-        """Return the record that a stage has made from these inputs; None when it has not."""
-        return kind.read(self.path / name) if self._is_done(stage, key) else None
 
     def _is_done(self, stage: str, key: str) -> bool:
         stamp = self._stamp(stage)

@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import Tensor
 
 from edgeprune.data import shipped_text
-from edgeprune.device.measure import Measurement, Workload, measure
+from edgeprune.device.measure import Comparison, Measurement, Workload, measure
 from edgeprune.device.session import Device
 from edgeprune.errors import InputError
 from edgeprune.export.gguf import export_gguf
@@ -126,19 +126,31 @@ class Stages:
                              str(self.artifact.relative_to(self.run.path)),
                              lambda path: self._export(Checkpoint(model), path))
 
-    def bench(self, stage: str, name: str, artifact: Path, cuts: Cuts) -> Measurement:
-        """Measure an artifact on the target; a disturbed measurement is taken again."""
-        def make() -> Measurement:
-            remote = self.device.put_model(artifact)
-            return measure(self.device, {"model": remote}, self.workload,
-                           file_bytes=artifact.stat().st_size, what=f"measuring {artifact.name}")
+    def bench_baseline(self) -> Measurement:
+        """Measure the unpruned model on the target; a disturbed measurement is taken again."""
+        return self.run.record(
+            "baseline-bench", self._bench_key(Cuts()), "baseline/bench.json", Measurement,
+            lambda: self._measure(self.export_baseline(), "the unpruned model"),
+            usable=lambda known: not known.disturbances)
 
-        return self.run.record(stage, self._bench_key(cuts), name, Measurement, make,
-                               usable=lambda known: not known.disturbances)
+    def compare(self, number: int, cuts: Cuts, baseline: Measurement | None) -> Comparison:
+        """Build and measure a round's artifact; a disturbed comparison is made again.
 
-    def known_bench(self, stage: str, name: str, cuts: Cuts) -> Measurement | None:
-        """Return the measurement of these cuts when it is on disk."""
-        return self.run.find(stage, self._bench_key(cuts), name, Measurement)
+        Args:
+            number: Of the round.
+            cuts: What is removed.
+            baseline: The unpruned model as measured before; None measures it just before.
+        """
+        def make() -> Comparison:
+            artifact = self.build(cuts)
+            beside = baseline or self._measure(self.export_baseline(), "the unpruned model again")
+            return Comparison(baseline=beside, pruned=self._measure(artifact, "the pruned model"),
+                              paired=baseline is None)
+
+        return self.run.record(
+            f"bench-{number}", digest(self._bench_key(cuts), baseline is None),
+            f"rounds/{number}/bench.json", Comparison, make,
+            usable=lambda known: not known.disturbances)
 
     def perplexity(self, stage: str, artifact: Path, cuts: Cuts) -> float:
         """Take the perplexity of an artifact, here."""
@@ -147,6 +159,11 @@ class Stages:
                                lambda: perplexity(artifact, notify=self.device.notify)).perplexity
 
     # --- how they are done -----------------------------------------------------------------------
+
+    def _measure(self, artifact: Path, what: str) -> Measurement:
+        remote = self.device.put_model(artifact)
+        return measure(self.device, {"model": remote}, self.workload,
+                       file_bytes=artifact.stat().st_size, what=f"measuring {what}")
 
     def _bench_key(self, cuts: Cuts) -> str:
         return digest(self.artifact_key(cuts), self.device.facts.identity(), self.device.threads,

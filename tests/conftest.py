@@ -37,15 +37,14 @@ def smollm2() -> Path:
 
 
 @pytest.fixture(scope="session")
-def small(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a random Llama with SmolLM2's tokenizer: small enough to run the whole way in seconds.
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a random Llama with a tokenizer, small enough to run the whole way in seconds.
 
     Its rows are multiples of 256, so that nothing falls back from the K-quants.
     """
     return make_tiny(
-        tmp_path_factory.mktemp("small") / "small", tokenizer_of=smollm2, vocab_size=49152,
-        hidden_size=256, intermediate_size=1024, num_hidden_layers=6, head_dim=64,
-        initializer_range=0.02, max_position_embeddings=1024,
+        tmp_path_factory.mktemp("small") / "small", tokenizer=True, hidden_size=256,
+        intermediate_size=1024, num_hidden_layers=6, head_dim=64, initializer_range=0.02,
     )
 
 

@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
-import shutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from edgeprune.data import shipped_text
 
 # Every family that must work: (num_key_value_heads of 4 query heads, tied embeddings).
 KINDS = {"gqa-tied": (2, True), "gqa-untied": (2, False),
          "mha-tied": (4, True), "mha-untied": (4, False)}
 
 
+TOKENIZER_VOCABULARY = 1024
+
+
 def make_tiny(
-    directory: Path, kind: str = "gqa-tied", *, tokenizer_of: Path | None = None, **changes: Any
+    directory: Path, kind: str = "gqa-tied", *, tokenizer: bool = False, **changes: Any
 ) -> Path:
     """Write a tiny random Llama to `directory` and return it.
 
     Args:
         directory: Where to.
         kind: One of `KINDS`.
-        tokenizer_of: A checkpoint whose tokenizer files are copied; its vocabulary must fit.
+        tokenizer: Give it a tokenizer of `TOKENIZER_VOCABULARY` tokens.
         changes: Other entries of the config.
     """
     kv_heads, tied = KINDS[kind]
     entries = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4,
                "num_attention_heads": 4, "num_key_value_heads": kv_heads, "head_dim": 16,
-               "vocab_size": 128, "tie_word_embeddings": tied, "initializer_range": 0.2,
-               "max_position_embeddings": 256, **changes}
+               "vocab_size": TOKENIZER_VOCABULARY if tokenizer else 128,
+               "tie_word_embeddings": tied, "initializer_range": 0.2,
+               "max_position_embeddings": 512, **changes}
     torch.manual_seed(20240229)
     model = LlamaForCausalLM(LlamaConfig(**entries))
     with torch.no_grad():
@@ -37,10 +44,23 @@ def make_tiny(
             if name.endswith(("norm.weight", "bias")):  # ones and zeros would hide mistakes
                 weight.add_(0.3 * torch.randn_like(weight))
     model.save_pretrained(directory)
-    for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.gguf"):
-        if tokenizer_of is not None and (tokenizer_of / name).is_file():
-            shutil.copyfile(tokenizer_of / name, directory / name)
+    if tokenizer:
+        PreTrainedTokenizerFast(
+            tokenizer_object=_byte_level_tokenizer(), bos_token="<s>", eos_token="</s>",
+        ).save_pretrained(directory)
     return directory
+
+
+@cache
+def _byte_level_tokenizer() -> Tokenizer:
+    """Train a byte-level BPE tokenizer, which splits as GPT-2's does, on the shipped text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator([shipped_text("calibration")], trainers.BpeTrainer(
+        vocab_size=TOKENIZER_VOCABULARY, special_tokens=["<s>", "</s>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    return tokenizer
 
 
 def hf_logits(directory: Path, tokens: list[int]) -> torch.Tensor:

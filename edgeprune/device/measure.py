@@ -95,6 +95,23 @@ class Measurement(Record):
         return 1e3 / self.token_ms
 
 
+class Comparison(Record):
+    """A pruned artifact and the unpruned model, measured on the same target.
+
+    Attributes:
+        paired: The two were measured one after the other, so that their ratio counts.
+    """
+
+    baseline: Measurement
+    pruned: Measurement
+    paired: bool
+
+    @property
+    def disturbances(self) -> tuple[str, ...]:
+        """Why what the comparison says is in doubt; an unpaired baseline says nothing of it."""
+        return (*(self.baseline.disturbances if self.paired else ()), *self.pruned.disturbances)
+
+
 def measure(
     device: Device, model: Mapping[str, Any], workload: Workload, *, file_bytes: int, what: str
 ) -> Measurement:

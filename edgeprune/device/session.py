@@ -28,7 +28,7 @@ from edgeprune.device.transport import LocalTransport, Transport, checked
 from edgeprune.errors import DeviceError
 from edgeprune.records import file_digest
 
-POLL_S = 20
+POLL_S, LOCAL_POLL_S = 20, 5
 JOB_LIMIT_S = 3 * 3600
 
 
@@ -121,8 +121,9 @@ class Device:
 
     def _await(self, agent: list[str], job: str, spec: dict[str, Any], what: str) -> None:
         deadline = time.monotonic() + JOB_LIMIT_S
-        # one waiting process there, not a poll from here: on a small machine polls are load
-        poll_s = 1 if self.target.is_local else POLL_S
+        # one waiting process there, not a poll from here: on a small machine polls are load (a
+        # new python each second cost a 2-core machine 3 % of its CPU time)
+        poll_s = LOCAL_POLL_S if self.target.is_local else POLL_S
         while True:
             answer = checked(self.transport, [*agent, "wait", job, str(poll_s)],
                              timeout_s=poll_s + 120)

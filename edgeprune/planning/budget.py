@@ -90,6 +90,11 @@ class Budget(Record):
     n_new: int = Field(default=DEFAULT_NEW, ge=2)
     constraints: tuple[Constraint, ...] = Field(min_length=1)
 
+    @property
+    def is_relative(self) -> bool:
+        """True when a limit is a share of the unpruned model's."""
+        return any(constraint.relative for constraint in self.constraints)
+
     def values(self, cost: Cost) -> dict[Metric, float]:
         """Return what `cost` is in the metric of each constraint."""
         return {c.metric: value_of(c.metric, cost, self.n_new) for c in self.constraints}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -14,6 +15,7 @@ from edgeprune.export.gguf import export_gguf
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.source import resolve_model
 from edgeprune.model.tensors import tensor_specs
+from edgeprune.model.tokenizer import tokenizer_of
 from tests.model.test_shape import LLAMA_31_8B
 from tests.tiny import make_tiny
 
@@ -31,12 +33,10 @@ def test_a_directory_is_taken_as_it_is(tiny: Path) -> None:
     None, {"rope_type": "linear", "factor": 2.0}, LLAMA_31_8B["rope_scaling"],
 ])
 def test_a_gguf_file_gives_back_the_checkpoint_that_it_was_made_from(
-    tmp_path: Path, smollm2: Path, scaling: dict[str, object] | None
+    tmp_path: Path, scaling: dict[str, object] | None
 ) -> None:
-    source = Checkpoint(make_tiny(tmp_path / "source", tokenizer_of=smollm2, vocab_size=49152,
-                                  rope_scaling=scaling))
-    file = tmp_path / "tiny.gguf"
-    export_gguf(source, smollm2 / "tokenizer.gguf", file, quant="F16", name="tiny")
+    file = _export_tiny(tmp_path, rope_scaling=scaling)
+    source = Checkpoint(tmp_path / "source")
     name, directory = resolve_model(str(file))
     again = Checkpoint(directory)
     assert name == "tiny"
@@ -45,12 +45,11 @@ def test_a_gguf_file_gives_back_the_checkpoint_that_it_was_made_from(
     for spec in tensor_specs(source.shape):
         assert torch.equal(again.tensor(spec.name), source.tensor(spec.name).half()), spec.name
     assert (directory / "tokenizer.json").is_file()
+    assert (directory / "tokenizer.gguf").is_file()
 
 
-def test_a_gguf_file_is_dequantized_once(tmp_path: Path, smollm2: Path) -> None:
-    source = make_tiny(tmp_path / "source", tokenizer_of=smollm2, vocab_size=49152)
-    file = tmp_path / "tiny.gguf"
-    export_gguf(Checkpoint(source), smollm2 / "tokenizer.gguf", file, quant="F16", name="tiny")
+def test_a_gguf_file_is_dequantized_once(tmp_path: Path) -> None:
+    file = _export_tiny(tmp_path)
     said: list[str] = []
     first = resolve_model(str(file), notify=said.append)
     assert resolve_model(str(file), notify=said.append) == first
@@ -89,6 +88,14 @@ def test_another_architecture_is_refused_by_name(tmp_path: Path) -> None:
     _write_gguf(tmp_path / "other.gguf", "gemma3")
     with pytest.raises(InputError, match="'gemma3'"):
         resolve_model(str(tmp_path / "other.gguf"))
+
+
+def _export_tiny(directory: Path, **changes: Any) -> Path:
+    source = make_tiny(directory / "source", tokenizer=True, **changes)
+    tokenizer = tokenizer_of(source, directory / "tokenizer.gguf")
+    file = directory / "tiny.gguf"
+    export_gguf(Checkpoint(source), tokenizer, file, quant="F16", name="tiny")
+    return file
 
 
 def _write_gguf(path: Path, architecture: str) -> None:
