@@ -23,10 +23,12 @@ _PYTHON = (
 )
 _EMULATION_FILES = ("/sys/firmware/devicetree/base/compatible", "/sys/class/dmi/id/sys_vendor")
 _IMPLEMENTERS = {
+    "0x00": "QEMU",
     "0x41": "Arm", "0x42": "Broadcom", "0x46": "Fujitsu", "0x48": "HiSilicon", "0x4e": "NVIDIA",
     "0x50": "APM", "0x51": "Qualcomm", "0x61": "Apple", "0xc0": "Ampere",
 }
 _PARTS = {
+    ("0x00", "0x051"): "virtual CPU 'max'",
     ("0x41", "0xd03"): "Cortex-A53", ("0x41", "0xd04"): "Cortex-A35",
     ("0x41", "0xd05"): "Cortex-A55", ("0x41", "0xd07"): "Cortex-A57",
     ("0x41", "0xd08"): "Cortex-A72", ("0x41", "0xd09"): "Cortex-A73",

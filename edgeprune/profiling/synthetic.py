@@ -30,7 +30,7 @@ def synthetic_header(shape: LlamaShape, quant: str, scratch: Path) -> tuple[byte
     path = scratch / "zeros.gguf"
     writer = open_writer(shape, None, path, kind=kind, name="synthetic")
     writer.close()
-    os.truncate(path, path.stat().st_size + _data_bytes(shape, kind))
+    os.truncate(path, _padded(path.stat().st_size) + _data_bytes(shape, kind))
     if quant not in FLOAT_TYPES:
         quantized = scratch / "zeros.quantized.gguf"
         quantize(path, quantized, quant)
@@ -45,7 +45,12 @@ def synthetic_header(shape: LlamaShape, quant: str, scratch: Path) -> tuple[byte
 
 
 def _data_bytes(shape: LlamaShape, kind: str) -> int:
-    """Return the bytes of all tensors, each padded to GGUF's alignment."""
-    pad: int = gguf.GGUF_DEFAULT_ALIGNMENT
-    sizes = (math.prod(dims) * dtype.itemsize for _, dims, dtype in tensor_table(shape, kind))
-    return sum(-(-size // pad) * pad for size in sizes) + pad
+    """Return the bytes of all tensors, each padded."""
+    return sum(_padded(math.prod(dims) * dtype.itemsize)
+               for _, dims, dtype in tensor_table(shape, kind))
+
+
+def _padded(size: int) -> int:
+    """Round up to GGUF's alignment."""
+    alignment: int = gguf.GGUF_DEFAULT_ALIGNMENT
+    return -(-size // alignment) * alignment

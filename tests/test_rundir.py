@@ -1,0 +1,89 @@
+"""Run directories: outputs are made once, and again when their inputs change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgeprune.records import Record
+from edgeprune.rundir import RunDirectory
+
+
+class Number(Record):
+    """A record for these tests."""
+
+    value: int
+
+
+class Maker:
+    """Writes numbers and counts how often it was asked."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, path: Path) -> None:
+        """Write the number of this call."""
+        self.calls += 1
+        path.write_text(str(self.calls))
+
+    def record(self) -> Number:
+        """Return the number of this call."""
+        self.calls += 1
+        return Number(value=self.calls)
+
+
+def test_a_finished_stage_is_not_run_again(tmp_path: Path) -> None:
+    make = Maker()
+    for _ in range(2):
+        assert RunDirectory(tmp_path).make("s", "key", "out", make).read_text() == "1"
+    assert make.calls == 1
+
+
+def test_other_inputs_run_it_again(tmp_path: Path) -> None:
+    make, run = Maker(), RunDirectory(tmp_path)
+    run.make("s", "key", "out", make)
+    assert run.make("s", "other", "out", make).read_text() == "2"
+    assert run.make("s", "key", "out", make).read_text() == "3"
+
+
+def test_a_deleted_output_is_made_again(tmp_path: Path) -> None:
+    make, run = Maker(), RunDirectory(tmp_path)
+    run.make("s", "key", "out", make).unlink()
+    assert run.make("s", "key", "out", make).exists()
+
+
+def test_a_stage_that_failed_leaves_what_was_there(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.make("s", "key", "out", Maker())
+
+    def fail(path: Path) -> None:
+        path.write_text("half")
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        run.make("s", "other", "out", fail)
+    assert (tmp_path / "out").read_text() == "1"
+    assert run.make("s", "key", "out", fail).read_text() == "1"
+
+
+def test_directories_are_outputs_too(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+
+    def make(path: Path) -> None:
+        path.mkdir()
+        (path / "file").write_text("x")
+
+    run.make("s", "key", "out", make)
+    run.make("s", "other", "out", make)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["file"]
+
+
+def test_a_record_that_is_not_usable_is_made_again(tmp_path: Path) -> None:
+    make, run = Maker(), RunDirectory(tmp_path)
+
+    def record() -> Number:
+        return run.record("s", "key", "n.json", Number, make.record,
+                          usable=lambda number: number.value > 1)
+
+    assert [record().value for _ in range(3)] == [1, 2, 2]
