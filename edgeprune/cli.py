@@ -74,16 +74,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _print_version(wanted: bool) -> None:  # noqa: FBT001 - Typer calls it so
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     verbose: Annotated[bool, typer.Option(
         "--verbose", "-v", help="Log what is done, llama.cpp's messages included.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    _version: Annotated[bool, typer.Option(
+        "--version", help="Print the version.", is_eager=True, callback=_print_version)] = False,
 ) -> None:
     """Set up logging."""
-    if version:
-        print(__version__)
-        raise typer.Exit
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.ERROR, format="%(name)s: %(message)s",
         handlers=[RichHandler(console=Console(stderr=True), show_path=False)],

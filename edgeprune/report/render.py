@@ -108,7 +108,8 @@ def plan_lines(plan: Plan) -> list[str]:
     """Return a plan with its reasons, a line for each."""
     if not plan.steps:
         return ["plan: nothing to cut, the unpruned model holds the budget"]
-    lines = [f"plan: {len(plan.steps)} moves, aiming {plan.margin:.0%} below each limit"]
+    count = f"{len(plan.steps)} move{'s' if len(plan.steps) > 1 else ''}"
+    lines = [f"plan: {count}, aiming {plan.margin:.0%} below each limit"]
     lines += [f"{i + 1:>3}. {step.reason}" for i, step in enumerate(plan.steps)]
     loss = plan.steps[-1].loss - (plan.base_loss or 0.0)
     lines.append(f"     left: {plan.shape.describe()}; loss {plan.base_loss:.3f} {loss:+.3f} nats "

@@ -184,6 +184,15 @@ def missing_packages() -> list[str]:
     ]
 
 
+def lacking() -> str:
+    """Say what keeps this computer and user from building and booting; empty when nothing does."""
+    if missing := missing_packages():
+        return f"the ARM machine needs, as root: apt-get install {' '.join(missing)}"
+    if os.geteuid() != 0 and not _image().directory.is_dir():
+        return f"the ARM machine's image is built by root: sudo python {__file__} build"
+    return ""
+
+
 def install_packages() -> None:
     """Install the missing packages with apt-get.
 
@@ -206,8 +215,7 @@ def build() -> Image:
     Raises:
         MachineError: packages or root rights are missing, or a step failed.
     """
-    cache = cache_directory()
-    image = Image(cache / hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12])
+    cache, image = cache_directory(), _image()
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / "build.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -287,6 +295,10 @@ def running(port: int = PORT) -> Machine | None:
     settings = json.loads((_state_directory(port) / "settings.json").read_text())
     image = Image(Path(settings.pop("image")["directory"]))
     return Machine(**settings | {"image": image, "started": False})
+
+
+def _image() -> Image:
+    return Image(cache_directory() / hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12])
 
 
 def _qemu_argv(machine: Machine, disk: Path) -> list[str]:

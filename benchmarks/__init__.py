@@ -1,0 +1,1 @@
+"""Scripts that print the figures of the documents, with machine and date."""

@@ -1,0 +1,169 @@
+"""End to end over SSH on the emulated ARM machine: a real system with real sshd and systemd."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edgeprune.device.session import open_device
+from edgeprune.device.ssh import SSHTransport
+from edgeprune.device.target import Target
+from edgeprune.device.transport import checked
+from edgeprune.errors import DeviceError
+from tests.conftest import ROOT, Cli, cli_argv
+from tests.test_cli import assert_one_line
+
+pytestmark = [pytest.mark.arm, pytest.mark.timeout(2400)]
+TARGETS = ("--targets", str(ROOT / "targets"))
+
+
+@pytest.fixture(scope="module")
+def ssh(arm_target: Target) -> Iterator[SSHTransport]:
+    transport = SSHTransport(arm_target)
+    yield transport
+    transport.close()
+
+
+def test_commands_keep_arguments_streams_and_status(ssh: SSHTransport) -> None:
+    nasty = "$(touch gone) ; `id` 'quoted' \"twice\" * ü"
+    assert ssh.run(["printf", "%s", nasty]).stdout == nasty
+    done = ssh.run(["sh", "-c", "echo out; echo err >&2; exit 3"])
+    assert (done.status, done.stdout, done.stderr) == (3, "out\n", "err\n")
+    assert ssh.run(["no-such-program"]).status == 127
+    many = checked(ssh, ["seq", "200000"]).splitlines()
+    assert (len(many), many[-1]) == (200000, "200000")
+
+
+def test_a_command_that_does_not_end_is_given_up(ssh: SSHTransport) -> None:
+    with pytest.raises(DeviceError, match="no answer"):
+        ssh.run(["sleep", "60"], timeout_s=2)
+    assert ssh.run(["true"]).status == 0
+
+
+def test_files_go_there_and_back_whole(ssh: SSHTransport, tmp_path: Path) -> None:
+    data, seen = os.urandom(3_000_001), list[int]()
+    (tmp_path / "a").write_bytes(data)
+    ssh.put(tmp_path / "a", "with blank 'and quote", lambda done, _: seen.append(done))
+    ssh.put(tmp_path / "a", "with blank 'and quote")  # over what is there
+    ssh.get("with blank 'and quote", tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == data
+    assert seen[-1] == len(data)
+    assert ssh.run(["rm", "with blank 'and quote"]).status == 0
+    with pytest.raises(DeviceError, match="nothing"):
+        ssh.get("nothing", tmp_path / "c")
+    with pytest.raises(DeviceError, match="disk"):
+        ssh.put(tmp_path / "a", "/proc/no")
+
+
+def test_a_lost_connection_is_made_again(ssh: SSHTransport) -> None:
+    with pytest.raises(DeviceError, match="lost"):
+        # the parent of our command is the sshd process of this connection
+        ssh.run(["sh", "-c", "kill $PPID; sleep 60"], timeout_s=50)
+    assert ssh.run(["true"]).status == 0
+
+
+def test_the_machine_is_known_for_what_it_is(arm_target: Target) -> None:
+    with open_device(arm_target) as device:
+        facts = device.facts
+    assert (facts.architecture, facts.cpus, facts.emulated) == ("aarch64", 2, True)
+    assert {"asimddp", "i8mm"} <= set(facts.cpu_features)
+    assert 1.8e9 < facts.ram_bytes < 2.2e9
+
+
+def test_setup_uses_the_kernels_that_the_cpu_has(cli: Cli, arm_target: Target) -> None:
+    done = cli("target", "setup", arm_target.name, *TARGETS, "--json", timeout_s=2000)
+    assert done.returncode == 0, done.stderr
+    info = json.loads(done.stdout)["system_info"]
+    for kernel in ("NEON = 1", "DOTPROD = 1", "MATMUL_INT8 = 1", "REPACK = 1"):
+        assert kernel in info
+    assert cli("target", "check", arm_target.name, *TARGETS).returncode == 0
+
+
+def _targets_with(directory: Path, target: Target, **changes: object) -> tuple[str, str]:
+    entries = {"host": target.host, "port": target.port, "user": target.user,
+               "key": str(target.key), "known_hosts": str(target.known_hosts), **changes}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in entries.items()]
+    (directory / "changed.toml").write_text("\n".join(lines))
+    return "--targets", str(directory)
+
+
+def _new_key(path: Path) -> Path:
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True)
+    return path
+
+
+def test_a_wrong_key_exits_5(cli: Cli, arm_target: Target, tmp_path: Path) -> None:
+    targets = _targets_with(tmp_path, arm_target, key=str(_new_key(tmp_path / "other")))
+    assert_one_line(cli("target", "check", "changed", *targets), 5, "refused", "authorized_keys")
+
+
+def test_an_unknown_host_key_exits_5(cli: Cli, arm_target: Target, tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    targets = _targets_with(tmp_path, arm_target, known_hosts=str(tmp_path / "empty"))
+    assert_one_line(cli("target", "check", "changed", *targets), 5, "unknown", "ssh-keyscan")
+
+
+def test_a_changed_host_key_exits_5(cli: Cli, arm_target: Target, tmp_path: Path) -> None:
+    _new_key(tmp_path / "host")
+    public = (tmp_path / "host.pub").read_text()
+    (tmp_path / "known").write_text(f"[{arm_target.host}]:{arm_target.port} {public}")
+    targets = _targets_with(tmp_path, arm_target, known_hosts=str(tmp_path / "known"))
+    assert_one_line(cli("target", "check", "changed", *targets), 5, "has changed", "SHA256")
+
+
+def test_a_directory_that_cannot_be_written_exits_5(
+    cli: Cli, arm_target: Target, tmp_path: Path
+) -> None:
+    targets = _targets_with(tmp_path, arm_target, work_directory="/proc/edgeprune")
+    assert_one_line(cli("target", "setup", "changed", *targets), 5, "mkdir failed")
+
+
+@pytest.mark.smollm2
+def test_smollm2_holds_a_budget_on_the_arm_machine(
+    cli: Cli, arm_target: Target, ssh: SSHTransport, tmp_path: Path
+) -> None:
+    arguments = ("run", "smollm2", "--target", arm_target.name, *TARGETS, "--name", "r",
+                 "--budget", "8 tokens after 4 < 80%")
+    # the host dies in the middle of the first measurement, its job lives on over there
+    first = subprocess.Popen(cli_argv(*arguments), cwd=tmp_path, stdout=subprocess.DEVNULL,
+                             stderr=subprocess.DEVNULL)
+    find = ["find", f"{arm_target.work_directory}/jobs", "-name", "pid"]
+    deadline = time.monotonic() + 600
+    while not (orphan := ssh.run(find).stdout.split()):
+        assert first.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+
+    done = cli(*arguments, timeout_s=2000)
+    if done.returncode == 4:  # something disturbed the emulator: as the output says, run again
+        done = cli(*arguments, timeout_s=2000)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ssh.run(["test", "-e", orphan[0]]).status != 0
+    assert "(emulated)" in done.stdout
+    assert "3 requests" in done.stdout
+    bench = json.loads((tmp_path / "runs/r/bench.json").read_text())
+    assert bench["emulated"] is True
+    assert bench["target"] == arm_target.name
+    assert "DOTPROD = 1" in bench["system_info"]
+    outcome = json.loads((tmp_path / "runs/r/run.json").read_text())
+    before, after = outcome["before"], outcome["after"]
+    assert after["latency_p50_ms"] <= 0.8 * before["latency_p50_ms"]
+    assert 0 < before["decode_tokens_per_s"] < after["decode_tokens_per_s"]
+    assert after["peak_ram_bytes"] > after["anonymous_bytes"] > 0
+    assert "emulated" in (tmp_path / "runs/r/report.md").read_text()
+
+    # what was asked for lies on the device, and nothing else is left there
+    assert checked(ssh, ["stat", "-c", "%s", outcome["device_path"]]).strip() == str(
+        after["file_bytes"])
+    listed = checked(ssh, ["find", f"{arm_target.work_directory}/models",
+                           f"{arm_target.work_directory}/jobs", "-mindepth", "1"])
+    assert listed.split() == [outcome["device_path"]]

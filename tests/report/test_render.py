@@ -1,0 +1,129 @@
+"""What people read: every figure beside its prediction, doubts named, emulation said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeprune.cost import Cost
+from edgeprune.device.measure import Memory
+from edgeprune.device.probe import facts_of
+from edgeprune.model.cuts import Cuts
+from edgeprune.model.shape import LlamaShape
+from edgeprune.planning.budget import Metric, parse_budget
+from edgeprune.planning.greedy import Plan, Step
+from edgeprune.planning.moves import Kind, Move
+from edgeprune.records import Verdict
+from edgeprune.report.outcome import Outcome, figures_of
+from edgeprune.report.render import (
+    before_after,
+    facts_rows,
+    limits_in_words,
+    markdown_table,
+    measurement_rows,
+    plan_lines,
+    report,
+    verdict_lines,
+)
+from tests.device.test_measure import measurement
+from tests.device.test_probe import PI5, QEMU
+
+SHAPE = LlamaShape(hidden_size=64, intermediate_size=96, num_hidden_layers=4,
+                   num_attention_heads=4, num_key_value_heads=2, head_dim=16, vocab_size=128)
+COST = Cost(ttft_ms=50, token_ms=10, ram_bytes=2**20, file_bytes=2**19)
+
+
+def plan(*steps: Step) -> Plan:
+    cuts = Cuts(layers=tuple(s.move.layer or 0 for s in steps))
+    return Plan(base=SHAPE, shape=cuts.shape(SHAPE), cuts=cuts, steps=steps, base_loss=2.0,
+                base_cost=COST, cost=COST, limits={Metric.LATENCY: 100.0}, cost_error={})
+
+
+STEP = Step(move=Move(kind=Kind.LAYER, layer=2), loss=2.25, loss_increase=0.25, cost=COST,
+            reason="drop layer 2: loss +0.2500")
+
+
+def outcome(verdict: Verdict = Verdict.MET, **changes: Any) -> Outcome:
+    before = measurement([[50.0, 60.0, 70.0]] * 3)
+    after = measurement([[40.0, 45.0, 50.0]] * 3, memory=Memory(
+        peak_bytes=900, anonymous_bytes=None, file_bytes=None, python_bytes=1))
+    entries: dict[str, Any] = {
+        "model": "m", "target": "board", "facts": facts_of(PI5), "emulated": False,
+        "budget": parse_budget("3 tokens after 10 < 60 ms"), "quant": "Q4_K_M",
+        "verdict": verdict, "disturbances": (), "values": {Metric.LATENCY: 50.0},
+        "limits": {Metric.LATENCY: 60.0}, "rounds": 1, "requests": 3, "system_info": "NEON = 1",
+        "plan": plan(STEP), "before": figures_of(before, 20.0), "after": figures_of(after, 25.0),
+        "directory": Path("runs/x"), "artifact": Path("runs/x/a.gguf"), "device_path": None,
+    }
+    return Outcome(**{**entries, **changes})
+
+
+def test_the_table_has_measured_before_after_change_and_prediction() -> None:
+    rows = {row.label: row for row in before_after(outcome())}
+    assert rows["latency of 3 tokens, p50"][1:] == ("70.0 ms", "50.0 ms", "-28.6%", "70.0 ms")
+    assert rows["prefill"][1:] == ("200.0 tokens/s", "250.0 tokens/s", "+25.0%", "200.0 tokens/s")
+    assert rows["perplexity"][1:] == ("20.00", "25.00", "+25.0%", "")
+    assert rows["- anonymous"].after == "not told"
+
+
+def test_a_met_budget_says_what_was_measured() -> None:
+    first, second = verdict_lines(outcome())
+    assert first == "budget '3 tokens after 10 < 60 ms' met after 1 round"
+    assert second == "  latency 50 ms measured, limit 60 ms: holds"
+
+
+def test_a_disturbed_run_says_why_and_what_to_do() -> None:
+    text = "\n".join(verdict_lines(outcome(Verdict.INCONCLUSIVE, disturbances=("it swapped",))))
+    assert "inconclusive" in text
+    assert "disturbed: it swapped" in text
+    assert "run again" in text
+
+
+def test_a_missed_limit_does_not_hold() -> None:
+    missed = outcome(Verdict.MISSED, values={Metric.LATENCY: 61.0})
+    assert verdict_lines(missed)[1].endswith("does not hold")
+
+
+def test_an_emulated_machine_is_called_so_in_report_and_verdict() -> None:
+    emulated = outcome(emulated=True, facts=facts_of(QEMU))
+    assert "emulated" in verdict_lines(emulated)[0]
+    assert "its speed is the emulator's" in report(emulated)
+    assert "emulated" not in report(outcome())
+
+
+def test_the_report_holds_table_plan_and_runtime() -> None:
+    text = report(outcome())
+    for part in ("# m on board: met", "NEON = 1", "| perplexity |", "drop layer 2", "Requests: 3"):
+        assert part in text
+
+
+def test_a_plan_is_told_with_its_reasons() -> None:
+    lines = plan_lines(plan(STEP))
+    assert lines[0].startswith("plan: 1 move, aiming 3% below")
+    assert lines[1] == "  1. drop layer 2: loss +0.2500"
+    assert "3 layers" in lines[2]
+    assert "+0.250" in lines[2]
+    assert "nothing to cut" in plan_lines(plan())[0]
+
+
+def test_limits_are_bounds_in_words() -> None:
+    assert limits_in_words({Metric.DECODE: 20.0, Metric.RAM: 2**30}) == (
+        "decode at least 50 tokens/s, peak RAM at most 1024 MiB")
+
+
+def test_facts_and_measurements_are_tables() -> None:
+    facts = dict(facts_rows(facts_of(QEMU)))
+    assert facts["ram"] == "8052.5 MiB"
+    assert facts["governor"] == "not told"
+    rows = dict(measurement_rows(measurement([[1.0, 2.0]])))
+    assert rows["time to first token"] == "1.0 ms"
+    assert "perplexity" not in rows
+
+
+@pytest.mark.parametrize("rows", [[], [("a", "1")], [("a", "1"), ("b", "2")]])
+def test_markdown_tables_have_one_line_for_each_row(rows: list[tuple[str, str]]) -> None:
+    lines = markdown_table(("name", "value"), rows).splitlines()
+    assert lines[1] == "| :-- | --: |"
+    assert len(lines) == 2 + len(rows)

@@ -1,0 +1,127 @@
+"""The command line as a user meets it: exit codes, one clear line for each mistake."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Cli
+
+RUN = ("run", "MODEL", "--target", "local", "--budget", "100 tokens < 75%")
+COMMANDS: tuple[list[str], ...] = (
+    [], ["run"], ["export"], ["bench"], ["target"], ["target", "list"],
+    ["target", "check"], ["target", "probe"], ["target", "setup"],
+)
+
+
+def assert_one_line(done: subprocess.CompletedProcess[str], status: int, *named: str) -> None:
+    """Check that a command failed as it should: its exit code, one line, what it names."""
+    assert done.returncode == status, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.strip()]
+    assert line.startswith("error: ")
+    for word in named:
+        assert word in line
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(cli: Cli, command: list[str]) -> None:
+    done = cli(*command, "--help")
+    assert done.returncode == 0
+    if command != ["target"]:
+        assert "Example: edgeprune" in done.stdout
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = ("import sys\nfrom edgeprune.cli import main\nmain(['--help'])\n"
+            "heavy = {'torch', 'transformers', 'scipy', 'paramiko', 'llama_cpp'}\n"
+            "sys.exit(len(heavy & set(sys.modules)))")
+    assert subprocess.run([sys.executable, "-c", code], check=False,
+                          capture_output=True).returncode == 0
+
+
+def test_the_version_is_told(cli: Cli) -> None:
+    assert cli("--version").stdout.strip() == "0.1.0"
+
+
+def test_a_wrong_path_exits_6(cli: Cli) -> None:
+    assert_one_line(cli(*RUN[:1], "no/such/model", *RUN[2:]), 6, "no/such/model", "smollm2")
+
+
+def test_an_unsupported_architecture_exits_6(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/config.json").write_text(
+        json.dumps({"model_type": "gemma3", "architectures": ["Gemma3ForCausalLM"]}))
+    assert_one_line(cli(*RUN[:1], "other", *RUN[2:]), 6, "gemma3", "supported")
+
+
+@pytest.mark.parametrize(("change", "named"), [
+    (("--budget", "be quick"), "be quick"),
+    (("--target", "nowhere"), "nowhere.toml"),
+    (("--quant", "Q4_K_XL"), "Q4_K_M"),
+    (("--name", "../up"), "../up"),
+])
+def test_bad_options_exit_2(cli: Cli, small: Path, change: tuple[str, str], named: str) -> None:
+    assert_one_line(cli(*RUN[:1], str(small), *RUN[2:], *change), 2, named)
+
+
+def test_what_typer_refuses_exits_2(cli: Cli) -> None:
+    assert cli("run", "smollm2").returncode == 2
+    assert cli("dance").returncode == 2
+
+
+def test_an_unreachable_host_exits_5(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "targets").mkdir()
+    (tmp_path / "targets/off.toml").write_text('host = "127.0.0.1"\nport = 1\n')
+    assert_one_line(cli("target", "check", "off"), 5, "cannot reach 127.0.0.1:1", "sshd")
+
+
+def test_a_missing_key_file_exits_5(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "targets").mkdir()
+    (tmp_path / "targets/off.toml").write_text(
+        'host = "127.0.0.1"\nport = 1\nknown_hosts = "nothing"\n')
+    assert_one_line(cli("target", "check", "off"), 5, "nothing", "known_hosts")
+
+
+def test_targets_are_listed(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "targets").mkdir()
+    (tmp_path / "targets/board.toml").write_text('host = "10.1.2.3"\nuser = "me"\n')
+    done = cli("target", "list")
+    assert done.stdout.splitlines() == [f"{'local':<20} this machine",
+                                        f"{'board':<20} me@10.1.2.3:22"]
+    assert [t["name"] for t in json.loads(cli("target", "list", "--json").stdout)] == [
+        "local", "board"]
+
+
+def test_this_machine_is_probed(cli: Cli) -> None:
+    facts = json.loads(cli("target", "probe", "local", "--json").stdout)
+    assert facts["cpus"] >= 1
+    assert facts["emulated"] is False
+    shown = cli("target", "probe", "local").stdout
+    for fact in ("architecture", "cpu model", "cpu features", "ram", "kernel", "python"):
+        assert f"\n{fact}" in f"\n{shown}"
+    assert cli("target", "check", "local").returncode == 0
+
+
+def test_the_local_runtime_tells_its_kernels(cli: Cli) -> None:
+    done = cli("target", "setup", "local", "--json")
+    assert "CPU" in json.loads(done.stdout)["system_info"]
+
+
+def test_export_and_bench(cli: Cli, small: Path, tmp_path: Path) -> None:
+    done = cli("export", str(small), "out/small.gguf", "--quant", "q8_0")
+    assert done.returncode == 0, done.stderr
+    assert "Q8_0" in done.stdout
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["small.gguf"]
+    assert_one_line(cli("export", str(small), "out/small.gguf"), 2, "--force")
+    assert cli("export", str(small), "out/small.gguf", "--force").returncode == 0
+    bench = ("bench", "out/small.gguf", "--target", "local", "--prompt", "4", "--new", "3")
+    done = cli(*bench, "--requests", "2", "--json")
+    assert done.returncode in {0, 4}  # 4: something else used the machine
+    assert len(json.loads(done.stdout)["token_ns"]) == 2
+    assert "peak RAM" in cli(*bench).stdout
+    (tmp_path / "text").write_text("no model")
+    assert_one_line(cli("bench", "text", "--target", "local"), 6, "not a GGUF file")
