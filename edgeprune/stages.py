@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import Tensor
 
 from edgeprune.data import shipped_text
-from edgeprune.device.measure import Comparison, Measurement, Workload, measure
+from edgeprune.device.measure import Comparison, Measurement, Workload, measure, send
 from edgeprune.device.session import Device
 from edgeprune.errors import InputError
 from edgeprune.export.gguf import export_gguf
@@ -130,7 +130,7 @@ class Stages:
         """Measure the unpruned model on the target; a disturbed measurement is taken again."""
         return self.run.record(
             "baseline-bench", self._bench_key(Cuts()), "baseline/bench.json", Measurement,
-            lambda: self._measure(self.export_baseline(), "the unpruned model"),
+            lambda: self._measure("the unpruned model", self.export_baseline())[0],
             usable=lambda known: not known.disturbances)
 
     def compare(self, number: int, cuts: Cuts, baseline: Measurement | None) -> Comparison:
@@ -139,13 +139,17 @@ class Stages:
         Args:
             number: Of the round.
             cuts: What is removed.
-            baseline: The unpruned model as measured before; None measures it just before.
+            baseline: The unpruned model as measured before; None measures it in turn with the
+                pruned one.
         """
         def make() -> Comparison:
             artifact = self.build(cuts)
-            beside = baseline or self._measure(self.export_baseline(), "the unpruned model again")
-            return Comparison(baseline=beside, pruned=self._measure(artifact, "the pruned model"),
-                              paired=baseline is None)
+            if baseline is not None:
+                (pruned,) = self._measure("the pruned model", artifact)
+                return Comparison(baseline=baseline, pruned=pruned, paired=False)
+            beside, pruned = self._measure("unpruned and pruned model in turn",
+                                           self.export_baseline(), artifact)
+            return Comparison(baseline=beside, pruned=pruned, paired=True)
 
         return self.run.record(
             f"bench-{number}", digest(self._bench_key(cuts), baseline is None),
@@ -160,10 +164,9 @@ class Stages:
 
     # --- how they are done -----------------------------------------------------------------------
 
-    def _measure(self, artifact: Path, what: str) -> Measurement:
-        remote = self.device.put_model(artifact)
-        return measure(self.device, {"model": remote}, self.workload,
-                       file_bytes=artifact.stat().st_size, what=f"measuring {what}")
+    def _measure(self, what: str, *artifacts: Path) -> list[Measurement]:
+        subjects = [send(self.device, artifact) for artifact in artifacts]
+        return measure(self.device, subjects, self.workload, f"measuring {what}")
 
     def _bench_key(self, cuts: Cuts) -> str:
         return digest(self.artifact_key(cuts), self.device.facts.identity(), self.device.threads,

@@ -5,14 +5,12 @@
     python3 agent.py stop JOB     end a running job
 
 A job directory holds `job.json` (in), `samples.jsonl` (one line for each request, as it ends),
-`result.json` (written whole at the end), `log.txt` and `pid`. The process that runs the model is
-this one, so its own /proc entries are the model's memory.
+`result.json` (written whole at the end), `log.txt` and `pid`.
 
-Jobs: {"kind": "info"} tells what the runtime is. {"kind": "bench", "model": path, "n_prompt",
-"n_new", "warmup", "requests", "threads"} measures requests. Either "model" is a whole GGUF file, or
-"synthetic" gives {"header": path, "size_bytes"}: the header of a quantized GGUF file; the data
-behind it is left as a hole, which reads as zero blocks: speed depends on shapes and types, not on
-weights.
+Jobs: {"kind": "info"} tells what the runtime is. {"kind": "bench", "models": [...], "n_prompt",
+"n_new", "warmup", "requests", "threads"} measures requests. A model is {"path"}, a whole GGUF file,
+or {"header", "size_bytes"}: the header of a quantized GGUF file; the data behind it is left as a
+hole, which reads as zero blocks: speed depends on shapes and types, not on weights.
 
 Runs on Python 3.9 and later. llama-cpp-python is found on PYTHONPATH; only its ctypes layer is
 loaded: the high-level package would bring numpy and 30 MB into the process that is measured.
@@ -20,6 +18,7 @@ loaded: the high-level package would bring numpy and 30 MB into the process that
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
 import json
@@ -65,7 +64,8 @@ def start(job: Path) -> int:
         os.dup2(null.fileno(), 0)
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-    write_json(job / "pid", {"pid": os.getpid(), "started": start_time(os.getpid())})
+    write_json(job / "pid", {"pid": os.getpid(), "group": os.getpgrp(),
+                             "started": start_time(os.getpid())})
     (job / "samples.jsonl").touch()
     status = 0
     try:
@@ -125,11 +125,11 @@ def start_time(pid: int) -> int | None:
 
 
 def stop(job: Path) -> int:
-    """End a running job: politely, then by force."""
+    """End a running job and the processes that run its models: politely, then by force."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         if not (job / "pid").exists() or not alive(job):
             return 0
-        os.kill(json.loads((job / "pid").read_text())["pid"], number)
+        os.killpg(json.loads((job / "pid").read_text())["group"], number)
         time.sleep(1)
     return 0
 
@@ -152,26 +152,29 @@ def read(path: str | Path) -> str | None:
         return None
 
 
-def machine_state() -> dict[str, Any]:
-    """Return what tells a quiet, cool, unswapped machine from another, at this moment."""
+def machine_state(processes: list[int]) -> dict[str, Any]:
+    """Return what tells a quiet, cool, unswapped machine from another, at this moment.
+
+    `processes` are our own: their CPU time is told apart, their major faults are told.
+    """
     cpu = [int(x) for x in (read("/proc/stat") or "cpu 0").splitlines()[0].split()[1:]]
     cpu += [0] * (8 - len(cpu))
     vm = table("/proc/vmstat", " ")
     memory = table("/proc/meminfo", ":")
     frequencies = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq")
     zones = Path("/sys/class/thermal").glob("thermal_zone*/temp")
-    usage = os.times()
+    own = [(read(f"/proc/{pid}/stat") or "").rsplit(")", 1)[-1].split() for pid in processes]
     return {
         "monotonic_s": time.monotonic(),
         "load_1min": float((read("/proc/loadavg") or "0").split()[0]),
         # user nice system idle iowait irq softirq steal, in clock ticks
         "cpu_busy_ticks": sum(cpu[:3]) + sum(cpu[5:8]),
         "cpu_steal_ticks": cpu[7],
-        "own_ticks": round((usage.user + usage.system) * os.sysconf("SC_CLK_TCK")),
+        "own_ticks": sum(int(fields[11]) + int(fields[12]) for fields in own),
         "ticks_per_s": os.sysconf("SC_CLK_TCK"),
         "cpus": os.cpu_count(),
         "swapped_pages": int(vm.get("pswpin", 0)) + int(vm.get("pswpout", 0)),
-        "major_faults": int((read("/proc/self/stat") or "").rsplit(")", 1)[-1].split()[9]),
+        "major_faults": sum(int(fields[9]) for fields in own),
         "available_bytes": kib(memory.get("MemAvailable", "0")),
         "frequencies_khz": [int(read(f) or 0) for f in sorted(frequencies)],
         "temperatures_mc": [int(read(z) or 0) for z in sorted(zones)],
@@ -205,36 +208,104 @@ def memory_of_self() -> dict[str, Any]:
 
 
 def bench(spec: dict[str, Any], job: Path) -> dict[str, Any]:
-    """Measure requests of N new tokens after P prompt tokens; return everything that was seen."""
-    baseline = memory_of_self()["resident_bytes"]
-    llama = load_llama_cpp()
-    messages: list[str] = []
-    callback = keep_log(llama, messages)
-    model_path = spec.get("model") or make_synthetic(spec["synthetic"], job)
-    context, sampler, n_vocab = open_model(llama, model_path, spec)
-    prompt = prompt_tokens(n_vocab, spec["n_prompt"])
-    for _ in range(spec["warmup"]):
-        request(llama, context, sampler, prompt, spec["n_new"])
-    before = machine_state()
+    """Measure requests of N new tokens after P prompt tokens; return everything that was seen.
+
+    Each model runs in a process of its own; they take turns, request by request, so that what
+    drifts in the machine drifts for all of them and cancels in their ratios.
+    """
+    workers: list[Worker] = []
+    for number, model in enumerate(spec["models"]):
+        workers.append(Worker(spec, model, job / f"model-{number}.gguf"))
+        workers[-1].answer()  # loaded and warm, before the next one loads
+    processes = [os.getpid(), *(worker.pid for worker in workers)]
+    before = machine_state(processes)
     with (job / "samples.jsonl").open("w") as samples:
         for _ in range(spec["requests"]):
-            sample = request(llama, context, sampler, prompt, spec["n_new"])
-            samples.write(json.dumps(sample) + "\n")
-            samples.flush()
-    after = machine_state()
-    if "synthetic" in spec:
-        Path(model_path).unlink()
-    result = {
+            for number, worker in enumerate(workers):
+                sample = {"model": number, **worker.ask("request")}
+                samples.write(json.dumps(sample) + "\n")
+                samples.flush()
+    after = machine_state(processes)
+    return {
         "before": before,
         "after": after,
-        "memory": {**memory_of_self(), "python_bytes": baseline},
-        "system_info": llama.llama_print_system_info().decode(),
-        "log": [m for m in messages if "buffer size" in m or "KV" in m or "kv" in m],
+        "models": [worker.ask("end") for worker in workers],
         "python": sys.version.split()[0],
     }
-    llama.llama_log_set(llama.llama_log_callback(0), ctypes.c_void_p(0))
-    del callback
-    return result
+
+
+class Worker:
+    """The process that runs one model, and the two pipes to talk to it in lines of JSON."""
+
+    def __init__(self, spec: dict[str, Any], model: dict[str, Any], scratch: Path) -> None:
+        """Start the process; it answers once when the model is loaded and warm."""
+        asked, ask = os.pipe()
+        answers, answered = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: end with the job
+            serve(spec, model, scratch, asked, answered)
+        os.close(asked)
+        os.close(answered)
+        self._ask, self._answers = os.fdopen(ask, "w"), os.fdopen(answers)
+
+    def ask(self, command: str) -> dict[str, Any]:
+        """Give a command and wait for its answer."""
+        with contextlib.suppress(BrokenPipeError):  # `answer` says what ended the process
+            self._ask.write(command + "\n")
+            self._ask.flush()
+        return self.answer()
+
+    def answer(self) -> dict[str, Any]:
+        """Wait for an answer; an error in the process, or its death, is raised here."""
+        line = self._answers.readline()
+        if not line:
+            status = os.waitpid(self.pid, 0)[1]
+            raise RuntimeError(f"the process that ran the model was ended by signal {status & 127}"
+                               " (9: out of memory?)")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise RuntimeError(answer["error"])
+        return answer
+
+
+def serve(
+    spec: dict[str, Any], model: dict[str, Any], scratch: Path, asked: int, answered: int
+) -> None:
+    """Be a worker: load the model, warm up, do requests as they are asked for, and exit."""
+    answers = os.fdopen(answered, "w")
+
+    def answer(value: dict[str, Any]) -> None:
+        answers.write(json.dumps(value) + "\n")
+        answers.flush()
+
+    try:
+        baseline = memory_of_self()["resident_bytes"]
+        llama = load_llama_cpp()
+        messages: list[str] = []
+        callback = keep_log(llama, messages)
+        path = model["path"] if "path" in model else make_synthetic(model, scratch)
+        context, sampler, n_vocab = open_model(llama, path, spec)
+        prompt = prompt_tokens(n_vocab, spec["n_prompt"])
+        for _ in range(spec["warmup"]):
+            request(llama, context, sampler, prompt, spec["n_new"])
+        answer({"ready": True})
+        for line in os.fdopen(asked):
+            if line.strip() == "end":
+                break
+            answer(request(llama, context, sampler, prompt, spec["n_new"]))
+        answer({
+            "memory": {**memory_of_self(), "python_bytes": baseline},
+            "system_info": llama.llama_print_system_info().decode(),
+            "log": [m for m in messages if "buffer size" in m or "KV" in m or "kv" in m],
+        })
+        del callback  # until here llama.cpp may call it
+        os._exit(0)  # nothing is freed: the process ends, and llama.cpp with it
+    except BaseException as error:  # noqa: BLE001 - the job must hear of it
+        traceback.print_exc()
+        sys.stderr.flush()
+        answer({"error": f"{type(error).__name__}: {error}"})
+        os._exit(1)
 
 
 def info(_spec: dict[str, Any], _job: Path) -> dict[str, Any]:
@@ -273,11 +344,10 @@ def keep_log(llama: Any, messages: list[str]) -> Any:
     return callback
 
 
-def make_synthetic(synthetic: dict[str, Any], job: Path) -> str:
-    """Lay a quantized model's data out as a hole behind its real header."""
-    path = job / "synthetic.gguf"
-    path.write_bytes(Path(synthetic["header"]).read_bytes())
-    os.truncate(path, synthetic["size_bytes"])
+def make_synthetic(model: dict[str, Any], path: Path) -> str:
+    """Lay a quantized model's data out at `path`, as a hole behind its real header."""
+    path.write_bytes(Path(model["header"]).read_bytes())
+    os.truncate(path, model["size_bytes"])
     return str(path)
 
 

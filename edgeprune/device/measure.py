@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -99,7 +99,7 @@ class Comparison(Record):
     """A pruned artifact and the unpruned model, measured on the same target.
 
     Attributes:
-        paired: The two were measured one after the other, so that their ratio counts.
+        paired: The two were measured in turn, so that their ratio counts.
     """
 
     baseline: Measurement
@@ -112,29 +112,54 @@ class Comparison(Record):
         return (*(self.baseline.disturbances if self.paired else ()), *self.pruned.disturbances)
 
 
+class Subject(NamedTuple):
+    """A model that lies on a target, ready to be measured.
+
+    Attributes:
+        model: As the agent takes it: `{"path": ...}` or `{"header": ..., "size_bytes": ...}`.
+        file_bytes: Size of the whole GGUF file.
+    """
+
+    model: dict[str, Any]
+    file_bytes: int
+
+
 def measure(
-    device: Device, model: Mapping[str, Any], workload: Workload, *, file_bytes: int, what: str
-) -> Measurement:
-    """Measure a model that is on the target; on a busy machine again, at most three times.
+    device: Device, subjects: Sequence[Subject], workload: Workload, what: str
+) -> list[Measurement]:
+    """Measure models on a target: in turn, request by request, when its RAM holds them together.
+
+    Turns make the machine's drift cancel in what is compared: on the shared machine that edgeprune
+    is developed on, one model's p50 moved by 30 % within minutes.
 
     Args:
         device: The open target.
-        model: `{"model": path}` or `{"synthetic": ...}`, as the agent takes it.
-        workload: The requests.
-        file_bytes: Size of the model file, kept in the record.
+        subjects: The models.
+        workload: The requests of each.
         what: Said to the user while it runs.
 
     Returns:
-        The first undisturbed measurement, or the last one with its disturbances.
+        For each subject its first undisturbed measurement, or the last one with its disturbances.
     """
-    spec = {"kind": "bench", "threads": device.threads, **workload.model_dump(), **model}
+    # weights may be there twice (repacked); half a GiB for context and system
+    together = sum(2 * s.file_bytes for s in subjects) + 2**29 <= device.facts.ram_bytes
+    groups = [subjects] if together else [[subject] for subject in subjects]
+    return [m for group in groups for m in _measure_together(device, group, workload, what)]
+
+
+def _measure_together(
+    device: Device, subjects: Sequence[Subject], workload: Workload, what: str
+) -> list[Measurement]:
+    spec = {"kind": "bench", "threads": device.threads, **workload.model_dump(),
+            "models": [subject.model for subject in subjects]}
     for attempt in range(ATTEMPTS):
         again = f" (busy machine: attempt {attempt + 1})" if attempt else ""
         result = device.run_job(spec, what + again)
-        measurement = _record(device, workload, result, file_bytes)
-        if not measurement.disturbances:
+        found = [_record(device, workload, result, number, subject)
+                 for number, subject in enumerate(subjects)]
+        if not any(measurement.disturbances for measurement in found):
             break
-    return measurement
+    return found
 
 
 def bench_file(device: Device, artifact: Path, workload: Workload) -> Measurement:
@@ -146,12 +171,16 @@ def bench_file(device: Device, artifact: Path, workload: Workload) -> Measuremen
     if not artifact.is_file() or not _is_gguf(artifact):
         raise InputError("not a GGUF file", got=str(artifact),
                          remedy="`edgeprune export MODEL FILE.gguf` makes one")
-    remote = device.put_model(artifact)
+    subject = send(device, artifact)
     try:
-        return measure(device, {"model": remote}, workload,
-                       file_bytes=artifact.stat().st_size, what=f"measuring {artifact.name}")
+        return measure(device, [subject], workload, f"measuring {artifact.name}")[0]
     finally:
-        device.forget(remote)
+        device.forget(subject.model["path"])
+
+
+def send(device: Device, artifact: Path) -> Subject:
+    """Copy a GGUF file to a target, unless it is there, to be measured."""
+    return Subject({"path": device.put_model(artifact)}, artifact.stat().st_size)
 
 
 def _is_gguf(path: Path) -> bool:
@@ -160,18 +189,19 @@ def _is_gguf(path: Path) -> bool:
 
 
 def _record(
-    device: Device, workload: Workload, result: Mapping[str, Any], file_bytes: int
+    device: Device, workload: Workload, result: Mapping[str, Any], number: int, subject: Subject
 ) -> Measurement:
-    before, after = result["before"], result["after"]
+    before, after, model = result["before"], result["after"], result["models"][number]
     return Measurement(
         target=device.target.name,
         emulated=device.facts.emulated,
         threads=device.threads,
         workload=workload,
-        token_ns=tuple(tuple(sample["token_ns"]) for sample in result["samples"]),
-        memory=memory_of(result["memory"], result["log"]),
-        file_bytes=file_bytes,
-        system_info=result["system_info"],
+        token_ns=tuple(tuple(sample["token_ns"]) for sample in result["samples"]
+                       if sample["model"] == number),
+        memory=memory_of(model["memory"], model["log"]),
+        file_bytes=subject.file_bytes,
+        system_info=model["system_info"],
         before=before,
         after=after,
         disturbances=tuple(disturbances(before, after)),

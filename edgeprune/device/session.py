@@ -132,7 +132,7 @@ class Device:
                 name, requests = str(state["state"]), int(state["requests"])
             except (ValueError, KeyError, TypeError) as error:
                 raise DeviceError("the agent's answer cannot be read", got=answer[:200]) from error
-            asked = spec.get("requests")
+            asked = int(spec.get("requests", 0)) * len(spec.get("models", ()))
             self.notify(f"{what}: {requests} of {asked} requests" if asked else what)
             if name == "done":
                 return

@@ -7,11 +7,13 @@ same.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from edgeprune.cost import Cost, CostModel
-from edgeprune.device.measure import Measurement, Workload, measure
+from edgeprune.device.measure import Measurement, Subject, Workload, measure
 from edgeprune.device.probe import DeviceFacts
 from edgeprune.device.runtime import LLAMA_CPP_PYTHON
 from edgeprune.device.session import Device
@@ -67,11 +69,10 @@ def profile(
     requests = min(REQUESTS, workload.requests)
     shorter = workload.model_copy(update={"requests": requests})
     shapes = profile_shapes(shape)
-    samples = tuple(
-        Sample(shape=s, measurement=_measure_shape(
-            device, s, quant, shorter, f"profiling shape {i + 1} of {len(shapes)}"))
-        for i, s in enumerate(shapes)
-    )
+    with ExitStack() as on_target:
+        subjects = [on_target.enter_context(_synthetic(device, s, quant)) for s in shapes]
+        measured = measure(device, subjects, shorter, f"profiling {len(shapes)} shapes")
+    samples = tuple(Sample(shape=s, measurement=m) for s, m in zip(shapes, measured, strict=True))
     result = Profile(
         facts=device.facts,
         quant=quant,
@@ -112,17 +113,16 @@ def cost_of(measurement: Measurement) -> Cost:
     )
 
 
-def _measure_shape(
-    device: Device, shape: LlamaShape, quant: str, workload: Workload, what: str
-) -> Measurement:
+@contextmanager
+def _synthetic(device: Device, shape: LlamaShape, quant: str) -> Iterator[Subject]:
+    """Put a synthetic model's header on a target, and delete it at the end."""
     with TemporaryDirectory() as scratch:
-        device.notify(f"{what}: laying out {shape.describe()}")
+        device.notify(f"laying out {shape.describe()}")
         header, size = synthetic_header(shape, quant, Path(scratch))
         file = Path(scratch) / "header.gguf"
         file.write_bytes(header)
         remote = device.put_model(file)
-    synthetic = {"synthetic": {"header": remote, "size_bytes": size}}
     try:
-        return measure(device, synthetic, workload, file_bytes=size, what=what)
+        yield Subject({"header": remote, "size_bytes": size}, size)
     finally:
         device.forget(remote)

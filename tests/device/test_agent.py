@@ -17,6 +17,7 @@ import pytest
 from edgeprune.device import agent
 from edgeprune.export.gguf import export_gguf
 from edgeprune.model.checkpoint import Checkpoint
+from tests.tiny import make_tiny
 
 SOURCE = Path(agent.__file__)
 
@@ -43,9 +44,9 @@ def _wait(job: Path, seconds: float = 60) -> dict[str, Any]:
     return state
 
 
-def _bench(model: Path | str, **changes: Any) -> dict[str, Any]:
-    return {"kind": "bench", "model": str(model), "n_prompt": 8, "n_new": 4, "warmup": 1,
-            "requests": 3, "threads": 2, **changes}
+def _bench(*models: Path, **changes: Any) -> dict[str, Any]:
+    return {"kind": "bench", "models": [{"path": str(model)} for model in models],
+            "n_prompt": 8, "n_new": 4, "warmup": 1, "requests": 3, "threads": 2, **changes}
 
 
 def test_it_is_one_standard_library_file_for_python_3_9() -> None:
@@ -67,12 +68,43 @@ def test_a_bench_job_keeps_every_sample(gguf_file: Path, tmp_path: Path) -> None
         assert times[0] > 0
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["ok"]
-    memory = result["memory"]
+    (model,) = result["models"]
+    memory = model["memory"]
     assert memory["peak_bytes"] >= memory["resident_bytes"] > memory["python_bytes"]
     assert memory["anonymous_bytes"] + memory["file_bytes"] <= memory["peak_bytes"] * 1.01
     assert result["after"]["own_ticks"] >= result["before"]["own_ticks"]
-    assert "CPU" in result["system_info"]
-    assert any("KV buffer size" in line for line in result["log"])
+    assert "CPU" in model["system_info"]
+    assert any("KV buffer size" in line for line in model["log"])
+
+
+def test_several_models_take_turns_each_in_its_own_process(
+    gguf_file: Path, tmp_path: Path
+) -> None:
+    large = tmp_path / "large.gguf"
+    checkpoint = Checkpoint(make_tiny(tmp_path / "model", hidden_size=512, vocab_size=8192,
+                                      intermediate_size=2048, head_dim=128))
+    export_gguf(checkpoint, None, large, quant="F16", name="large")
+    _start(tmp_path, **_bench(gguf_file, large))
+    assert _wait(tmp_path) == {"state": "done", "requests": 6}
+    lines = (tmp_path / "samples.jsonl").read_text().splitlines()
+    assert [json.loads(line)["model"] for line in lines] == [0, 1, 0, 1, 0, 1]
+    small, big = json.loads((tmp_path / "result.json").read_text())["models"]
+    # each process has its own model's memory only
+    assert big["memory"]["peak_bytes"] - small["memory"]["peak_bytes"] > (
+        large.stat().st_size - gguf_file.stat().st_size) / 2
+
+
+def test_the_death_of_a_models_process_is_told(gguf_file: Path, tmp_path: Path) -> None:
+    _start(tmp_path, **_bench(gguf_file, gguf_file, requests=10**6))
+    _until(lambda: _wait(tmp_path, 0)["requests"] > 0)
+    job = json.loads((tmp_path / "pid").read_text())["pid"]
+    children = Path(f"/proc/{job}/task/{job}/children").read_text().split()
+    assert len(children) == 2
+    os.kill(int(children[0]), signal.SIGKILL)
+    assert _wait(tmp_path)["state"] == "done"
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert "ended by signal 9" in result["error"]
+    _until(lambda: agent.start_time(int(children[1])) is None)  # the other one ends with the job
 
 
 def test_start_returns_while_the_job_runs_and_stop_ends_it(
@@ -83,7 +115,10 @@ def test_start_returns_while_the_job_runs_and_stop_ends_it(
     assert time.monotonic() - began < 20
     _until(lambda: _wait(tmp_path, 0)["requests"] > 0)
     assert _wait(tmp_path, 0)["state"] == "running"
+    job = json.loads((tmp_path / "pid").read_text())["pid"]
+    (worker,) = Path(f"/proc/{job}/task/{job}/children").read_text().split()
     assert _agent("stop", tmp_path).returncode == 0
+    assert agent.start_time(int(worker)) is None  # gone, or waiting to be reaped
     assert _wait(tmp_path, 0)["state"] != "running"
 
 

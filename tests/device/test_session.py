@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeprune.device.measure import Workload, bench_file
+from edgeprune.device.measure import Workload, bench_file, measure, send
 from edgeprune.device.session import Device, open_device
 from edgeprune.device.target import Target
 from edgeprune.errors import DeviceError, InputError
@@ -90,8 +90,8 @@ def test_the_jobs_of_a_killed_run_are_ended(gguf_file: Path, tmp_path: Path) -> 
         "from edgeprune.device.target import Target\n"
         f"with open_device(Target(name='here', work_directory={str(work)!r})) as device:\n"
         f"    remote = device.put_model(__import__('pathlib').Path({str(gguf_file)!r}))\n"
-        "    device.run_job({'kind': 'bench', 'model': remote, 'n_prompt': 4, 'n_new': 3,"
-        " 'warmup': 0, 'requests': 10**6, 'threads': 2}, 'working')\n"
+        "    device.run_job({'kind': 'bench', 'models': [{'path': remote}], 'n_prompt': 4,"
+        " 'n_new': 3, 'warmup': 0, 'requests': 10**6, 'threads': 2}, 'working')\n"
     )
     run = subprocess.Popen([sys.executable, "-c", code])
     job = _wait_for_pid(work / "jobs")
@@ -103,6 +103,21 @@ def test_the_jobs_of_a_killed_run_are_ended(gguf_file: Path, tmp_path: Path) -> 
         device.setup()
     assert not _is_running(pid)
     assert not job.exists()
+
+
+def test_models_that_do_not_fit_the_ram_together_are_measured_one_after_the_other(
+    device: Device, gguf_file: Path
+) -> None:
+    said: list[str] = []
+    device.notify = said.append
+    subjects = [send(device, gguf_file)] * 2
+    in_turn = measure(device, subjects, WORKLOAD, "in turn")
+    small = device.facts.model_copy(update={"ram_bytes": gguf_file.stat().st_size * 3})
+    device.facts = small
+    apart = measure(device, subjects, WORKLOAD, "apart")
+    assert [len(m.token_ns) for m in (*in_turn, *apart)] == [WORKLOAD.requests] * 4
+    assert "in turn: 4 of 4 requests" in said
+    assert said.count("apart: 2 of 2 requests") == 2
 
 
 def test_a_busy_machine_is_never_a_quiet_one(device: Device, gguf_file: Path) -> None:
