@@ -6,7 +6,8 @@ shapes; it holds for shapes of the same hidden size, FFN width and vocabulary.
 Decoding reads every weight once for each token, so a cost is
 `fixed + layers * (layer + attention_weights * weight)`: the fixed part is the output head and what
 a token costs at all, `layer` the FFN, norms and launches, `weight` what a weight of q, k, v and o
-costs. The three are fitted to the measured shapes with none of them negative.
+costs. The three are fitted to the measured shapes with none of them negative. The size of the file
+is not fitted: it is known to the tensor.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeprune.model.quantization import tensor_bytes
 from edgeprune.model.shape import LlamaShape
 from edgeprune.records import Record
 
-METRICS = ("ttft_ms", "token_ms", "ram_bytes", "file_bytes")
+METRICS = ("ttft_ms", "token_ms", "ram_bytes")  # what is fitted, and corrected by measurements
 
 
 class Cost(Record):
@@ -41,7 +43,8 @@ class Cost(Record):
 
     def scaled(self, factors: Mapping[str, float]) -> Cost:
         """Return the cost with each metric multiplied by its factor (1 where none is given)."""
-        return Cost(**{name: getattr(self, name) * factors.get(name, 1.0) for name in METRICS})
+        changed = {name: getattr(self, name) * factors.get(name, 1.0) for name in METRICS}
+        return self.model_copy(update=changed)
 
     def ratios(self, other: Cost) -> dict[str, float]:
         """Return this cost divided by `other`, metric by metric."""
@@ -52,19 +55,33 @@ class CostModel(Record):
     """Fitted coefficients by metric, and the worst relative residual of each fit.
 
     `attention_weights` are counted in millions, to keep the numbers of one size.
+
+    Attributes:
+        coefficients: By metric, what `features` are multiplied with.
+        worst_residual: By metric, the largest relative error on the measured shapes.
+        quant: Number format of the files.
+        header_bytes: What a file holds besides its tensors: metadata, the tokenizer.
     """
 
     coefficients: dict[str, tuple[float, float, float]]
     worst_residual: dict[str, float]
+    quant: str
+    header_bytes: int
 
     def predict(self, shape: LlamaShape) -> Cost:
         """Predict the cost of a shape."""
         row = features(shape)
-        return Cost(**{name: float(row @ self.coefficients[name]) for name in METRICS})
+        fitted = {name: float(row @ self.coefficients[name]) for name in METRICS}
+        return Cost(file_bytes=tensor_bytes(shape, self.quant) + self.header_bytes, **fitted)
 
-    def fixed(self) -> Cost:
-        """Return the part of the cost that no cut removes."""
-        return Cost(**{name: self.coefficients[name][0] for name in METRICS})
+    def with_header_of(self, shape: LlamaShape, file_bytes: int) -> CostModel:
+        """Return the model for files with the header of a real one; profiled ones lack a tokenizer.
+
+        A header also lists the tensors, some 500 bytes for each layer, which is left out: files of
+        fewer layers are smaller than predicted by that.
+        """
+        header = file_bytes - tensor_bytes(shape, self.quant)
+        return self.model_copy(update={"header_bytes": header})
 
 
 def features(shape: LlamaShape) -> NDArray[np.float64]:

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
+from edgeprune.cost import CostModel
 from edgeprune.device.measure import Comparison, Measurement, Workload
 from edgeprune.device.session import open_device
 from edgeprune.device.target import load_target
@@ -42,7 +43,7 @@ class Options(Record):
         model: `smollm2`, a checkpoint directory or a GGUF file.
         target: Name of a target.
         budget: In the grammar of `edgeprune.planning.budget`.
-        quant: Number format, one of `edgeprune.export.gguf.FORMATS`.
+        quant: Number format, one of `edgeprune.model.quantization.FORMATS`.
         name: Name of the run directory; made from the rest when None.
         requests: Measured requests; 10 when None, 3 on an emulated target.
         fresh: Start over instead of going on with what the run directory holds.
@@ -115,7 +116,8 @@ def run(options: Options, *, say: Say = lambda _: None, notify: Say = lambda _: 
         baseline = _baseline(stages, say, keep=budget.is_relative)
         profiled = stages.profile()
         say(_profile_in_words(profiled))
-        return _finish(stages, budget, _rounds(stages, budget, baseline, profiled, say))
+        model = profiled.model.with_header_of(checkpoint.shape, baseline.file_bytes)
+        return _finish(stages, budget, _rounds(stages, budget, baseline, model, say))
 
 
 def judge(
@@ -156,7 +158,7 @@ def _baseline(stages: Stages, say: Say, *, keep: bool) -> Measurement:
 
 
 def _rounds(
-    stages: Stages, budget: Budget, baseline: Measurement, profiled: Profile, say: Say
+    stages: Stages, budget: Budget, baseline: Measurement, model: CostModel, say: Say
 ) -> list[_Round]:
     """Plan, build, measure, and plan again with what was learnt, at most `ROUNDS` times.
 
@@ -169,8 +171,8 @@ def _rounds(
     while True:
         number = len(done) + 1
         say(f"budget: {limits_in_words(limits)}")
-        factors = cost_of(measured).ratios(profiled.model.predict(shape))
-        plan = stages.plan(number, budget, limits, profiled, factors)
+        factors = cost_of(measured).ratios(model.predict(shape))
+        plan = stages.plan(number, budget, limits, model, factors)
         say("\n".join(plan_lines(plan)))
         pair = stages.compare(number, plan.cuts, None if budget.is_relative else baseline)
         shape, measured = plan.shape, pair.pruned

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from edgeprune.cost import CostModel
 from edgeprune.data import shipped_text
 from edgeprune.device.measure import Comparison, Measurement, Workload, measure, send
 from edgeprune.device.session import Device
@@ -107,12 +108,11 @@ class Stages:
         return found
 
     def plan(
-        self, number: int, budget: Budget, limits: Mapping[Metric, float], profiled: Profile,
+        self, number: int, budget: Budget, limits: Mapping[Metric, float], model: CostModel,
         factors: Mapping[str, float],
     ) -> Plan:
         """Choose the cuts of a round, with predictions multiplied by `factors`."""
-        key = digest(self._calibration_key, budget, dict(limits), profiled, dict(factors))
-        model = profiled.model
+        key = digest(self._calibration_key, budget, dict(limits), model, dict(factors))
         return self.run.record(f"plan-{number}", key, f"rounds/{number}/plan.json", Plan, lambda: (
             make_plan(self.checkpoint.shape, budget, limits,
                       lambda shape: model.predict(shape).scaled(factors),

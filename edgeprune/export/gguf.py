@@ -19,21 +19,28 @@ from numpy.typing import NDArray
 from edgeprune.errors import EdgePruneError, UsageError, nearest
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.gguf import quiet_llama_cpp
+from edgeprune.model.quantization import (
+    FLOAT_FORMATS,
+    FORMATS,
+    rope_factor_count,
+    stored_bytes,
+    tensor_types,
+)
 from edgeprune.model.rope import rope_factors
 from edgeprune.model.shape import LlamaShape
-from edgeprune.model.tensors import TensorSpec, tensor_specs
 from edgeprune.model.tokenizer import add_tokenizer
 
-# What `--quant` takes, with the file type of llama.cpp that it stands for.
-FLOAT_TYPES = {"F32": gguf.LlamaFileType.ALL_F32, "F16": gguf.LlamaFileType.MOSTLY_F16}
-QUANT_TYPES = {
+# The file type of llama.cpp that each format stands for.
+FILE_TYPES = {
+    "F32": gguf.LlamaFileType.ALL_F32,
+    "F16": gguf.LlamaFileType.MOSTLY_F16,
     "Q4_0": gguf.LlamaFileType.MOSTLY_Q4_0,
     "Q4_K_M": gguf.LlamaFileType.MOSTLY_Q4_K_M,
     "Q5_K_M": gguf.LlamaFileType.MOSTLY_Q5_K_M,
     "Q6_K": gguf.LlamaFileType.MOSTLY_Q6_K,
     "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
 }
-FORMATS = (*QUANT_TYPES, *FLOAT_TYPES)
+NUMPY_TYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16)}
 
 
 def check_format(name: str) -> str:
@@ -56,7 +63,7 @@ def export_gguf(
         checkpoint: The model.
         tokenizer: `tokenizer.gguf`, or None for an artifact that knows token ids only.
         destination: The file to write; it appears when it is whole.
-        quant: One of `FORMATS`.
+        quant: One of `edgeprune.model.quantization.FORMATS`.
         name: `general.name` of the file.
 
     Raises:
@@ -64,7 +71,7 @@ def export_gguf(
     """
     quant = check_format(quant)
     part = destination.with_name(destination.name + ".part")
-    if quant in FLOAT_TYPES:
+    if quant in FLOAT_FORMATS:
         write_float(checkpoint, tokenizer, part, kind=quant, name=name)
     else:
         wide = destination.with_name(destination.name + ".f16")
@@ -80,49 +87,47 @@ def write_float(
     checkpoint: Checkpoint, tokenizer: Path | None, path: Path, *, kind: str, name: str
 ) -> None:
     """Stream `checkpoint` into an F32 or F16 GGUF file; norms and biases stay F32."""
-    writer = open_writer(checkpoint.shape, tokenizer, path, kind=kind, name=name)
-    for spec in tensor_specs(checkpoint.shape):
+    writer = open_writer(checkpoint.shape, tokenizer, path, quant=kind, name=name)
+    for spec, stored in tensor_types(checkpoint.shape, kind):
         array = checkpoint.tensor(spec.name).float().numpy()
         if spec.name.endswith(("q_proj.weight", "q_proj.bias")):
             array = interleave_rope_rows(array, checkpoint.shape.num_attention_heads)
         elif spec.name.endswith(("k_proj.weight", "k_proj.bias")):
             array = interleave_rope_rows(array, checkpoint.shape.num_key_value_heads)
-        writer.write_tensor_data(np.ascontiguousarray(array.astype(_dtype(spec, kind))))
-    if _has_rope_tensor(checkpoint.shape):
+        writer.write_tensor_data(np.ascontiguousarray(array.astype(NUMPY_TYPES[stored])))
+    if rope_factor_count(checkpoint.shape):
         writer.write_tensor_data(np.array(rope_factors(checkpoint.shape), dtype=np.float32))
     writer.close()
 
 
 def open_writer(
-    shape: LlamaShape, tokenizer: Path | None, path: Path, *, kind: str, name: str
+    shape: LlamaShape, tokenizer: Path | None, path: Path, *, quant: str, name: str
 ) -> gguf.GGUFWriter:
     """Start a GGUF file: metadata and tensor table written, ready for the data in table order."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(name)
-    writer.add_file_type(FLOAT_TYPES[kind])
+    writer.add_file_type(FILE_TYPES[quant])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _add_shape(writer, shape)
     add_tokenizer(writer, tokenizer)
-    for gguf_name, dims, dtype in tensor_table(shape, kind):
-        elements = int(np.prod(dims))
-        writer.add_tensor_info(gguf_name, dims, dtype, elements * np.dtype(dtype).itemsize)
+    for gguf_name, dims, stored in tensor_table(shape, quant):
+        writer.add_tensor_info(gguf_name, dims, np.dtype(np.float32), stored_bytes(dims, stored),
+                               raw_dtype=gguf.GGMLQuantizationType[stored])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     return writer
 
 
-def tensor_table(
-    shape: LlamaShape, kind: str
-) -> Iterator[tuple[str, tuple[int, ...], np.dtype[Any]]]:
-    """Yield GGUF name, dimensions and number type of every tensor of a float GGUF file."""
+def tensor_table(shape: LlamaShape, quant: str) -> Iterator[tuple[str, tuple[int, ...], str]]:
+    """Yield GGUF name, dimensions and number type of every tensor of a GGUF file."""
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, shape.num_hidden_layers)
-    for spec in tensor_specs(shape):
+    for spec, stored in tensor_types(shape, quant):
         stem, suffix = spec.name.rsplit(".", 1)
-        yield f"{names.get_name(stem)}.{suffix}", spec.dims(shape), _dtype(spec, kind)
-    if _has_rope_tensor(shape):
-        yield "rope_freqs.weight", (shape.head_dim // 2,), np.dtype(np.float32)
+        yield f"{names.get_name(stem)}.{suffix}", spec.dims(shape), stored
+    if factors := rope_factor_count(shape):
+        yield "rope_freqs.weight", (factors,), "F32"
 
 
 def quantize(source: Path, destination: Path, quant: str) -> None:
@@ -133,7 +138,7 @@ def quantize(source: Path, destination: Path, quant: str) -> None:
     """
     quiet_llama_cpp()
     params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = int(QUANT_TYPES[quant])
+    params.ftype = int(FILE_TYPES[quant])
     params.allow_requantize = False
     status = llama_cpp.llama_model_quantize(
         str(source).encode(), str(destination).encode(), ctypes.byref(params)
@@ -153,14 +158,6 @@ def interleave_rope_rows(
     """
     halves = array.reshape(n_heads, 2, array.shape[0] // n_heads // 2, *array.shape[1:])
     return halves.swapaxes(1, 2).reshape(array.shape)
-
-
-def _dtype(spec: TensorSpec, kind: str) -> np.dtype[Any]:
-    return np.dtype(np.float32 if len(spec.axes) == 1 or kind == "F32" else np.float16)
-
-
-def _has_rope_tensor(shape: LlamaShape) -> bool:
-    return shape.rope_scaling is not None and shape.rope_scaling.rope_type == "llama3"
 
 
 def _add_shape(writer: gguf.GGUFWriter, shape: LlamaShape) -> None:

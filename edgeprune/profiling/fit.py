@@ -11,14 +11,16 @@ import numpy as np
 from scipy.optimize import nnls
 
 from edgeprune.cost import METRICS, Cost, CostModel, features
+from edgeprune.model.quantization import tensor_bytes
 from edgeprune.model.shape import LlamaShape
 
 
-def fit_cost_model(samples: Sequence[tuple[LlamaShape, Cost]]) -> CostModel:
+def fit_cost_model(samples: Sequence[tuple[LlamaShape, Cost]], quant: str) -> CostModel:
     """Fit a cost model to measured shapes by non-negative least squares on relative errors.
 
     Args:
         samples: At least two shapes that differ in depth, with their costs.
+        quant: Number format of the measured files.
     """
     rows = np.array([features(shape) for shape, _ in samples])
     scale = rows.max(axis=0)
@@ -29,6 +31,6 @@ def fit_cost_model(samples: Sequence[tuple[LlamaShape, Cost]]) -> CostModel:
         solution, _ = nnls(relative, np.ones(len(samples)))
         coefficients[name] = tuple(float(x) for x in solution / scale)
         residuals[name] = float(np.abs(relative @ solution - 1).max())
-    return CostModel.model_validate(
-        {"coefficients": coefficients, "worst_residual": residuals}
-    )
+    headers = [int(cost.file_bytes) - tensor_bytes(shape, quant) for shape, cost in samples]
+    return CostModel.model_validate({"coefficients": coefficients, "worst_residual": residuals,
+                                     "quant": quant, "header_bytes": max(headers)})

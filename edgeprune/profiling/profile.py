@@ -20,7 +20,7 @@ from edgeprune.device.session import Device
 from edgeprune.model.shape import LlamaShape
 from edgeprune.profiling.fit import fit_cost_model
 from edgeprune.profiling.synthetic import synthetic_header
-from edgeprune.records import Record, digest
+from edgeprune.records import Record, __version__, digest
 
 # A profile needs the middle of the distribution only; the verdict's measurement takes more.
 REQUESTS = 4
@@ -46,8 +46,8 @@ class Profile(Record):
 
 def profile_key(device: Device, shape: LlamaShape, quant: str, workload: Workload) -> str:
     """Identify a profile by everything that its numbers depend on."""
-    return digest(device.facts.identity(), LLAMA_CPP_PYTHON, device.threads, shape, quant,
-                  workload.n_prompt, workload.n_new)
+    return digest(__version__, device.facts.identity(), LLAMA_CPP_PYTHON, device.threads, shape,
+                  quant, workload.n_prompt, workload.n_new)
 
 
 def profile(
@@ -79,7 +79,7 @@ def profile(
         threads=device.threads,
         workload=shorter,
         samples=samples,
-        model=fit_cost_model([(s.shape, cost_of(s.measurement)) for s in samples]),
+        model=fit_cost_model([(s.shape, cost_of(s.measurement)) for s in samples], quant),
     )
     result.write(path)
     return result

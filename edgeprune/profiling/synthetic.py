@@ -1,20 +1,16 @@
 """Synthetic models: the header of a quantized GGUF file of any shape, without any weights.
 
 In: a shape and a number format. Out: the bytes that stand before the tensor data, and the size of
-the whole file. The header comes from llama.cpp's own quantizer, run on a sparse file of zeros, so
-that the type of every tensor is the one that the real artifact will have, fall-backs included. The
+the whole file. Every tensor has the type that the quantizer would give it, fall-backs included. The
 target lays the data out as a hole: a few kilobytes are sent for a model of any size.
 """
 
 from __future__ import annotations
 
-import math
-import os
 from pathlib import Path
 
-import gguf
-
-from edgeprune.export.gguf import FLOAT_TYPES, open_writer, quantize, tensor_table
+from edgeprune.export.gguf import open_writer
+from edgeprune.model.quantization import ALIGNMENT, tensor_bytes
 from edgeprune.model.shape import LlamaShape
 
 
@@ -23,34 +19,12 @@ def synthetic_header(shape: LlamaShape, quant: str, scratch: Path) -> tuple[byte
 
     Args:
         shape: The shape; it gets no tokenizer.
-        quant: Number format, one of `edgeprune.export.gguf.FORMATS`.
-        scratch: A directory for temporary (sparse) files.
+        quant: Number format, one of `edgeprune.model.quantization.FORMATS`.
+        scratch: A directory for a temporary file.
     """
-    kind = quant if quant in FLOAT_TYPES else "F16"
-    path = scratch / "zeros.gguf"
-    writer = open_writer(shape, None, path, kind=kind, name="synthetic")
-    writer.close()
-    os.truncate(path, _padded(path.stat().st_size) + _data_bytes(shape, kind))
-    if quant not in FLOAT_TYPES:
-        quantized = scratch / "zeros.quantized.gguf"
-        quantize(path, quantized, quant)
-        path.unlink()
-        path = quantized
-    reader = gguf.GGUFReader(path)
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        header = file.read(reader.data_offset)
+    path = scratch / "header.part"
+    open_writer(shape, None, path, quant=quant, name="synthetic").close()
+    header = path.read_bytes()
     path.unlink()
-    return header, size
-
-
-def _data_bytes(shape: LlamaShape, kind: str) -> int:
-    """Return the bytes of all tensors, each padded."""
-    return sum(_padded(math.prod(dims) * dtype.itemsize)
-               for _, dims, dtype in tensor_table(shape, kind))
-
-
-def _padded(size: int) -> int:
-    """Round up to GGUF's alignment."""
-    alignment: int = gguf.GGUF_DEFAULT_ALIGNMENT
-    return -(-size // alignment) * alignment
+    header += bytes(-len(header) % ALIGNMENT)
+    return header, len(header) + tensor_bytes(shape, quant)

@@ -1,0 +1,99 @@
+"""The number type that each tensor gets in a quantized file, and what it weighs. Pure, no torch.
+
+In: a shape and a format such as `Q4_K_M`. Out: types by tensor, exact bytes.
+
+These are the rules of llama.cpp's quantizer (0.5.0, `llama_tensor_get_type_impl` and
+`tensor_type_fallback` in src/llama-quant.cpp, without an importance matrix) for what is a Llama;
+the tests hold them against the quantizer itself. With them a file's size, and a synthetic file of
+any shape, are known without quantizing anything.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from edgeprune.model.shape import LlamaShape
+from edgeprune.model.tensors import Axis, TensorSpec, tensor_specs
+
+ALIGNMENT = 32  # each tensor's data is padded to a multiple of this
+FLOAT_FORMATS = ("F32", "F16")
+# Format -> the type of most weights.
+QUANTIZED_FORMATS = {"Q4_0": "Q4_0", "Q4_K_M": "Q4_K", "Q5_K_M": "Q5_K", "Q6_K": "Q6_K",
+                     "Q8_0": "Q8_0"}
+FORMATS = (*QUANTIZED_FORMATS, *FLOAT_FORMATS)
+# Type -> weights in a block, bytes of a block. A row must be a whole number of blocks.
+BLOCKS = {"F32": (1, 4), "F16": (1, 2), "Q4_0": (32, 18), "Q5_0": (32, 22), "Q5_1": (32, 24),
+          "Q8_0": (32, 34), "Q4_K": (256, 144), "Q5_K": (256, 176), "Q6_K": (256, 210)}
+_FALLBACKS = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}  # for rows that do not fit
+
+
+def tensor_types(shape: LlamaShape, quant: str) -> Iterator[tuple[TensorSpec, str]]:
+    """Yield every tensor of a Llama of this shape with its number type.
+
+    Args:
+        shape: The shape.
+        quant: One of `FORMATS`.
+    """
+    for spec in tensor_specs(shape):
+        if len(spec.axes) == 1:
+            yield spec, "F32"  # norms and biases
+        elif quant in FLOAT_FORMATS:
+            yield spec, quant
+        else:
+            yield spec, _fitting(_wanted(spec, shape, quant), spec.dims(shape)[-1])
+
+
+def tensor_bytes(shape: LlamaShape, quant: str) -> int:
+    """Return the bytes of all tensor data in a file, padding included."""
+    sizes = [_padded(stored_bytes(spec.dims(shape), kind))
+             for spec, kind in tensor_types(shape, quant)]
+    return sum(sizes) + _padded(4 * rope_factor_count(shape))
+
+
+def stored_bytes(dims: tuple[int, ...], kind: str) -> int:
+    """Return the bytes of one tensor's data."""
+    weights, block_bytes = BLOCKS[kind]
+    return math.prod(dims) // weights * block_bytes
+
+
+def rope_factor_count(shape: LlamaShape) -> int:
+    """Return how many rotary factors a file stores: Llama 3's scaling is kept as a tensor."""
+    scaling = shape.rope_scaling
+    return shape.head_dim // 2 if scaling is not None and scaling.rope_type == "llama3" else 0
+
+
+def _wanted(spec: TensorSpec, shape: LlamaShape, quant: str) -> str:
+    """Return the type that the format asks for, before rows are looked at."""
+    usual = QUANTIZED_FORMATS[quant]
+    is_head = spec.axes[0] is Axis.VOCAB and (
+        shape.tie_word_embeddings or spec.name == "lm_head.weight")
+    if is_head:
+        # both of the quantizer's cases: Q6_K, which falls back to Q8_0, and Q8_0 at once
+        return "Q8_0" if usual == "Q8_0" else "Q6_K"
+    sensitive = spec.name.endswith(("v_proj.weight", "down_proj.weight"))
+    if sensitive and quant in {"Q4_K_M", "Q5_K_M"} and _gets_more_bits(spec, shape):
+        return "Q6_K"
+    is_70b = shape.num_hidden_layers == 80 and shape.queries_per_group > 1
+    if is_70b and spec.name.endswith("v_proj.weight") and usual == "Q4_K":
+        return "Q5_K"  # llama.cpp takes every Llama of 80 layers with GQA for the 70B one
+    return usual
+
+
+def _gets_more_bits(spec: TensorSpec, shape: LlamaShape) -> bool:
+    """Tell the layers whose sensitive tensors get Q6_K (`use_more_bits`)."""
+    layer, layers = int(spec.layer or 0), shape.num_hidden_layers
+    eighth = layers // 8
+    return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
+
+
+def _fitting(kind: str, row: int) -> str:
+    """Return the type that holds rows of this length: the wanted one or its fall-back."""
+    if row % BLOCKS[kind][0] == 0:
+        return kind
+    smaller = _FALLBACKS.get(kind, kind)
+    return smaller if row % BLOCKS[smaller][0] == 0 else "F16"
+
+
+def _padded(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
