@@ -1,13 +1,13 @@
 """What a shape costs on a target, and the model that predicts it. Pure, no torch.
 
 In: a `LlamaShape`. Out: a `Cost`. `edgeprune.profiling.fit` makes a `CostModel` from measured
-shapes; it holds for shapes of the same hidden size, FFN width and vocabulary.
+shapes; it holds for shapes of the same hidden size and vocabulary.
 
 Decoding reads every weight once for each token, so a cost is
-`fixed + layers * (layer + attention_weights * weight)`: the fixed part is the output head and what
-a token costs at all, `layer` the FFN, norms and launches, `weight` what a weight of q, k, v and o
-costs. The three are fitted to the measured shapes with none of them negative. The size of the file
-is not fitted: it is known to the tensor.
+`fixed + layers * (layer + attention_weights * a + ffn_weights * f)`: the fixed part is the output
+head and what a token costs at all, `layer` norms and launches, `a` what a weight of q, k, v and o
+costs, `f` one of gate, up and down. The four are fitted to the measured shapes with none of them
+negative. The size of the file is not fitted: it is known to the tensor.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Cost(Record):
 class CostModel(Record):
     """Fitted coefficients by metric, and the worst relative residual of each fit.
 
-    `attention_weights` are counted in millions, to keep the numbers of one size.
+    Weights are counted in millions, to keep the numbers of one size.
 
     Attributes:
         coefficients: By metric, what `features` are multiplied with.
@@ -63,7 +63,7 @@ class CostModel(Record):
         header_bytes: What a file holds besides its tensors: metadata, the tokenizer.
     """
 
-    coefficients: dict[str, tuple[float, float, float]]
+    coefficients: dict[str, tuple[float, float, float, float]]
     worst_residual: dict[str, float]
     quant: str
     header_bytes: int
@@ -85,6 +85,7 @@ class CostModel(Record):
 
 
 def features(shape: LlamaShape) -> NDArray[np.float64]:
-    """Return what the cost of a shape is linear in, `(3,)`."""
+    """Return what the cost of a shape is linear in, `(4,)`."""
     layers = shape.num_hidden_layers
-    return np.array([1.0, layers, layers * shape.attention_weights / 1e6])
+    return np.array([1.0, layers, layers * shape.attention_weights / 1e6,
+                     layers * shape.ffn_weights / 1e6])

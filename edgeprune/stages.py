@@ -20,17 +20,17 @@ from edgeprune.device.session import Device
 from edgeprune.errors import InputError
 from edgeprune.export.gguf import export_gguf
 from edgeprune.model.checkpoint import Checkpoint
-from edgeprune.model.cuts import Cuts, LayerHeads, kept_heads, kept_layers
+from edgeprune.model.cuts import Cuts, Kept, kept_in_layer, kept_layers
 from edgeprune.model.tokenizer import tokenizer_of
 from edgeprune.planning.budget import Budget, Metric
 from edgeprune.planning.greedy import Plan, make_plan
 from edgeprune.profiling.profile import Profile, profile
 from edgeprune.pruning.calibration import calibration_tokens
 from edgeprune.pruning.sensitivity import (
-    HeadImportance,
+    Importance,
     Losses,
     LossScorer,
-    head_importance,
+    measure_importance,
 )
 from edgeprune.pruning.surgery import prune
 from edgeprune.quality.perplexity import Quality, perplexity
@@ -80,7 +80,7 @@ class Stages:
 
     def artifact_key(self, cuts: Cuts) -> str:
         """Identify the artifact that cuts lead to."""
-        return digest(self._calibration_key if cuts.cuts_heads else self.model_key, cuts,
+        return digest(self._calibration_key if cuts.narrows_layers else self.model_key, cuts,
                       self.quant)
 
     @property
@@ -178,11 +178,11 @@ class Stages:
 
     def _compress(self, cuts: Cuts, path: Path) -> None:
         self.device.notify("cutting the weights")
-        shape, heads = self.checkpoint.shape, dict[int, LayerHeads]()
-        if cuts.cuts_heads:
-            heads = {i: kept_heads(shape, self._importance.energy[i], cuts)
-                     for i in kept_layers(shape, cuts)}
-        prune(self.checkpoint, cuts, heads, path)
+        shape, kept = self.checkpoint.shape, dict[int, Kept]()
+        if cuts.narrows_layers:
+            kept = {i: kept_in_layer(shape, self._importance.layers[i], cuts)
+                    for i in kept_layers(shape, cuts)}
+        prune(self.checkpoint, cuts, kept, path)
 
     def _score(self, candidates: Sequence[Cuts]) -> Sequence[float]:
         return self._scorer(candidates)
@@ -194,10 +194,10 @@ class Stages:
                           self.device.notify)
 
     @cached_property
-    def _importance(self) -> HeadImportance:
+    def _importance(self) -> Importance:
         return self.run.record(
-            "heads", self._calibration_key, "heads.json", HeadImportance,
-            lambda: head_importance(self.checkpoint, self._tokens, self.device.notify))
+            "importance", self._calibration_key, "importance.json", Importance,
+            lambda: measure_importance(self.checkpoint, self._tokens, self.device.notify))
 
     @cached_property
     def _tokens(self) -> Tensor:

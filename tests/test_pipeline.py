@@ -84,7 +84,7 @@ def test_killed_after_any_stage_it_goes_on_where_it_was(
 ) -> None:
     """Kill the run with SIGKILL as each stage ends; what was finished is never made again."""
     run, kept = tmp_path / "runs/r", dict[str, int]()
-    stages = ["baseline-export", "baseline-bench", "heads", "plan-1", "compress", "export",
+    stages = ["baseline-export", "baseline-bench", "importance", "plan-1", "compress", "export",
               "bench-1", "quality-before"]
     for stage in stages:
         process = subprocess.Popen(cli_argv("run", str(small), *SIZE), cwd=tmp_path,

@@ -230,7 +230,6 @@ def bench(spec: dict[str, Any], job: Path) -> dict[str, Any]:
         "before": before,
         "after": after,
         "models": [worker.ask("end") for worker in workers],
-        "python": sys.version.split()[0],
     }
 
 

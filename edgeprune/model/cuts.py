@@ -1,15 +1,15 @@
 """Cuts: what is removed from a Llama so that a stock Llama remains. Pure, no torch.
 
-In: a shape and cuts. Out: the shape that is left, and which layers and heads stay.
+In: a shape and cuts. Out: the shape that is left, and which layers, heads and FFN channels stay.
 
-All layers keep the same number of heads; each chooses which. Whole KV groups go with their query
-heads, or the same number of query heads goes from every group, so that `num_attention_heads` stays
-a multiple of `num_key_value_heads`.
+All layers keep the same number of heads and channels; each chooses which. Whole KV groups go with
+their query heads, or the same number of query heads goes from every group, so that
+`num_attention_heads` stays a multiple of `num_key_value_heads`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from pydantic import Field
 
@@ -24,11 +24,13 @@ class Cuts(Record):
         layers: Removed layers by their original number, ascending.
         kv_groups: KV groups removed from every layer, each with its query heads.
         query_heads: Query heads removed from every group that stays.
+        ffn_channels: FFN channels removed from every layer.
     """
 
     layers: tuple[int, ...] = ()
     kv_groups: int = Field(default=0, ge=0)
     query_heads: int = Field(default=0, ge=0)
+    ffn_channels: int = Field(default=0, ge=0)
 
     def shape(self, base: LlamaShape) -> LlamaShape:
         """Return the shape that is left of `base`."""
@@ -37,39 +39,51 @@ class Cuts(Record):
             num_hidden_layers=base.num_hidden_layers - len(self.layers),
             num_key_value_heads=groups,
             num_attention_heads=groups * (base.queries_per_group - self.query_heads),
+            intermediate_size=base.intermediate_size - self.ffn_channels,
         )
 
     @property
-    def cuts_heads(self) -> bool:
-        """True when layers lose heads."""
-        return self.kv_groups > 0 or self.query_heads > 0
+    def narrows_layers(self) -> bool:
+        """True when layers lose heads or channels, and so must choose."""
+        return max(self.kv_groups, self.query_heads, self.ffn_channels) > 0
 
 
-class LayerHeads(Record):
-    """The heads that a layer keeps, by their original numbers, ascending."""
+class Kept(Record):
+    """What a layer keeps, by original numbers, ascending."""
 
     kv_heads: tuple[int, ...]
     query_heads: tuple[int, ...]
+    ffn_channels: tuple[int, ...]
 
 
-def kept_heads(base: LlamaShape, importance: Sequence[float], cuts: Cuts) -> LayerHeads:
-    """Choose the heads that one layer keeps: the most important ones; of equals the first.
+class LayerImportance(Record):
+    """How much each query head and each FFN channel of one layer matters.
 
-    Args:
-        base: The unpruned shape.
-        importance: Of each query head, `(num_attention_heads,)`; a group's is their sum.
-        cuts: What is removed.
+    Attributes:
+        heads: `(num_attention_heads,)`; a KV group's importance is the sum of its heads'.
+        channels: `(intermediate_size,)`.
     """
+
+    heads: tuple[float, ...]
+    channels: tuple[float, ...]
+
+
+def kept_in_layer(base: LlamaShape, importance: LayerImportance, cuts: Cuts) -> Kept:
+    """Choose what one layer keeps: the most important heads and channels; of equals the first."""
     size = base.queries_per_group
     members = [range(g * size, (g + 1) * size) for g in range(base.num_key_value_heads)]
-    weight = [sum(importance[h] for h in group) for group in members]
-    n_groups = base.num_key_value_heads - cuts.kv_groups
-    groups = sorted(sorted(range(len(members)), key=lambda g: -weight[g])[:n_groups])
-    queries = []
-    for group in groups:
-        best = sorted(members[group], key=lambda h: -importance[h])[: size - cuts.query_heads]
-        queries += sorted(best)
-    return LayerHeads(kv_heads=tuple(groups), query_heads=tuple(queries))
+    weight = [sum(importance.heads[h] for h in group) for group in members]
+    groups = _best(weight, range(len(members)), len(members) - cuts.kv_groups)
+    queries = [h for group in groups
+               for h in _best(importance.heads, members[group], size - cuts.query_heads)]
+    channels = _best(importance.channels, range(base.intermediate_size),
+                     base.intermediate_size - cuts.ffn_channels)
+    return Kept(kv_heads=tuple(groups), query_heads=tuple(queries), ffn_channels=tuple(channels))
+
+
+def _best(importance: Sequence[float], candidates: Iterable[int], count: int) -> list[int]:
+    """Return the `count` most important candidates, ascending."""
+    return sorted(sorted(candidates, key=lambda i: -importance[i])[:count])
 
 
 def kept_layers(base: LlamaShape, cuts: Cuts) -> list[int]:

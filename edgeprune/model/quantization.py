@@ -25,6 +25,7 @@ FORMATS = (*QUANTIZED_FORMATS, *FLOAT_FORMATS)
 # Type -> weights in a block, bytes of a block. A row must be a whole number of blocks.
 BLOCKS = {"F32": (1, 4), "F16": (1, 2), "Q4_0": (32, 18), "Q5_0": (32, 22), "Q5_1": (32, 24),
           "Q8_0": (32, 34), "Q4_K": (256, 144), "Q5_K": (256, 176), "Q6_K": (256, 210)}
+K_QUANT_BLOCK = 256
 _FALLBACKS = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}  # for rows that do not fit
 
 

@@ -162,7 +162,8 @@ def check_feasible(
     )
     nearest = ", ".join(f"{m.label} {m.show(least[m] * (1 + MARGIN))}" for m in broken)
     raise InfeasibleError(
-        f"no cut can hold the budget '{budget.text}': with 1 layer of 1 head left, {bounds}",
+        f"no cut can hold the budget '{budget.text}': with 1 layer of 1 head and "
+        f"{floor.intermediate_size} FFN channels left, {bounds}",
         remedy=f"the nearest feasible budget is {nearest}; a smaller base model, another "
         "--quant or fewer tokens would help",
     )

@@ -17,6 +17,7 @@ from edgeprune.device.measure import Measurement, Subject, Workload, measure
 from edgeprune.device.probe import DeviceFacts
 from edgeprune.device.runtime import LLAMA_CPP_PYTHON
 from edgeprune.device.session import Device
+from edgeprune.model.quantization import K_QUANT_BLOCK
 from edgeprune.model.shape import LlamaShape
 from edgeprune.profiling.fit import fit_cost_model
 from edgeprune.profiling.synthetic import synthetic_header
@@ -86,9 +87,9 @@ def profile(
 
 
 def profile_shapes(shape: LlamaShape) -> list[LlamaShape]:
-    """Return the shapes to measure: whole and half depth, with all and with half the heads. Pure.
+    """Return the shapes to measure: whole and half depth, with all, half the heads, half the FFN.
 
-    A model of one layer or of one head gives fewer shapes; its cost does not vary there.
+    A model of one layer or of one head gives fewer shapes; its cost does not vary there. Pure.
     """
     depths = sorted({shape.num_hidden_layers, max(1, shape.num_hidden_layers // 2)}, reverse=True)
     groups, queries = shape.num_key_value_heads, shape.queries_per_group
@@ -99,8 +100,15 @@ def profile_shapes(shape: LlamaShape) -> list[LlamaShape]:
         half = shape.replace(num_attention_heads=queries // 2)
     else:
         half = shape
-    widths = [shape] if half == shape else [shape, half]
+    narrow = shape.replace(intermediate_size=_half_width(shape.intermediate_size))
+    widths = dict.fromkeys([shape, half, narrow])
     return [width.replace(num_hidden_layers=depth) for depth in depths for width in widths]
+
+
+def _half_width(width: int) -> int:
+    """Return half of an FFN's width, in whole K-quant blocks when there are any."""
+    half = width // 2
+    return half - half % K_QUANT_BLOCK if half >= K_QUANT_BLOCK else max(half, 1)
 
 
 def cost_of(measurement: Measurement) -> Cost:

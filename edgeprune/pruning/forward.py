@@ -47,11 +47,7 @@ def decoder_layer(
 ) -> Tensor:
     """Run one decoder layer, `(b, t, h)` to `(b, t, h)`."""
     x = x + project_out(attention_heads(x, weights, shape, rope), weights)
-    y = rms_norm(x, weights["post_attention_layernorm.weight"], shape.rms_norm_eps)
-    gate = F.linear(y, weights["mlp.gate_proj.weight"], weights.get("mlp.gate_proj.bias"))
-    up = F.linear(y, weights["mlp.up_proj.weight"], weights.get("mlp.up_proj.bias"))
-    y = F.silu(gate) * up
-    return x + F.linear(y, weights["mlp.down_proj.weight"], weights.get("mlp.down_proj.bias"))
+    return x + project_down(ffn_channels(x, weights, shape), weights)
 
 
 def attention_heads(
@@ -71,6 +67,22 @@ def project_out(heads: Tensor, weights: Weights) -> Tensor:
     """Apply o_proj: `(b, t, n * d)` to `(b, t, h)`."""
     return F.linear(heads, weights["self_attn.o_proj.weight"],
                     weights.get("self_attn.o_proj.bias"))
+
+
+def ffn_channels(x: Tensor, weights: Weights, shape: LlamaShape) -> Tensor:
+    """Return the activations of the FFN's channels, before down_proj: `(b, t, intermediate_size)`.
+
+    SwiGLU (arXiv:2002.05202, eq. 6).
+    """
+    y = rms_norm(x, weights["post_attention_layernorm.weight"], shape.rms_norm_eps)
+    gate = F.linear(y, weights["mlp.gate_proj.weight"], weights.get("mlp.gate_proj.bias"))
+    up = F.linear(y, weights["mlp.up_proj.weight"], weights.get("mlp.up_proj.bias"))
+    return F.silu(gate) * up
+
+
+def project_down(channels: Tensor, weights: Weights) -> Tensor:
+    """Apply down_proj: `(b, t, intermediate_size)` to `(b, t, h)`."""
+    return F.linear(channels, weights["mlp.down_proj.weight"], weights.get("mlp.down_proj.bias"))
 
 
 def next_token_loss(

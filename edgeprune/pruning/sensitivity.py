@@ -1,6 +1,7 @@
-"""Sensitivity: the loss on calibration text after any cuts, and how much each head matters.
+"""Sensitivity: the loss on calibration text after any cuts, and what matters within a layer.
 
-In: an open `Checkpoint` and calibration tokens. Out: losses in nats per token; importance of heads.
+In: an open `Checkpoint` and calibration tokens. Out: losses in nats per token; importance of heads
+and FFN channels.
 
 Many candidates are scored in one sweep over the layers: hidden states are carried along as streams
 that split only where candidates first differ, so what they share is computed once, and each layer
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.model.checkpoint import Checkpoint
-from edgeprune.model.cuts import Cuts, LayerHeads, kept_heads
+from edgeprune.model.cuts import Cuts, LayerImportance, kept_in_layer
 from edgeprune.pruning import forward
 from edgeprune.pruning.surgery import slice_layer
 from edgeprune.records import Record, digest
@@ -26,10 +27,10 @@ LAYER_CACHE_BYTES = 2 * 1024**3
 Notify = Callable[[str], None]
 
 
-class HeadImportance(Record):
-    """Importance of every query head, `(num_hidden_layers, num_attention_heads)`."""
+class Importance(Record):
+    """What matters within each layer, `(num_hidden_layers,)`."""
 
-    energy: tuple[tuple[float, ...], ...]
+    layers: tuple[LayerImportance, ...]
 
 
 class Losses:
@@ -75,7 +76,7 @@ class LossScorer:
         self,
         checkpoint: Checkpoint,
         tokens: Tensor,
-        importance: HeadImportance,
+        importance: Importance,
         losses: Losses,
         notify: Notify = lambda _: None,
     ) -> None:
@@ -84,7 +85,7 @@ class LossScorer:
         Args:
             checkpoint: The unpruned model.
             tokens: Calibration token ids, `(b, t)`.
-            importance: Decides which heads a layer keeps.
+            importance: Decides which heads and channels a layer keeps.
             losses: Where known losses are kept.
             notify: Told how far a sweep is.
         """
@@ -110,28 +111,28 @@ class LossScorer:
         for layer in range(shape.num_hidden_layers):
             self._notify(f"scoring {len(candidates)} candidates: layer {layer + 1} "
                          f"of {shape.num_hidden_layers}")
-            heads = [self._heads(cuts, layer) for cuts in candidates]
-            branches = {(s, h): n for n, (s, h) in enumerate(dict.fromkeys(
-                zip(stream, heads, strict=True)))}
-            states = {n: self._run(states[s], layer, h) for (s, h), n in branches.items()}
-            stream = [branches[s, h] for s, h in zip(stream, heads, strict=True)]
+            does = [self._narrowing(cuts, layer) for cuts in candidates]
+            branches = {(s, d): n for n, (s, d) in enumerate(dict.fromkeys(
+                zip(stream, does, strict=True)))}
+            states = {n: self._run(states[s], layer, d) for (s, d), n in branches.items()}
+            stream = [branches[s, d] for s, d in zip(stream, does, strict=True)]
         norm = self._checkpoint.tensor("model.norm.weight").float()
         head = output_head(self._checkpoint)
         return [forward.next_token_loss(states[s], self._tokens, norm, head, shape.rms_norm_eps)
                 for s in stream]
 
-    def _heads(self, cuts: Cuts, layer: int) -> LayerHeads | None:
-        """Return what a layer does under some cuts: the heads that run, None when it is dropped."""
-        if layer in cuts.layers:
-            return None
-        return kept_heads(self._checkpoint.shape, self._importance.energy[layer], cuts)
+    @staticmethod
+    def _narrowing(cuts: Cuts, layer: int) -> Cuts | None:
+        """Return what cuts do within one layer; None when it is dropped."""
+        return None if layer in cuts.layers else cuts.model_copy(update={"layers": ()})
 
-    def _run(self, x: Tensor, layer: int, heads: LayerHeads | None) -> Tensor:
-        if heads is None:
+    def _run(self, x: Tensor, layer: int, narrowing: Cuts | None) -> Tensor:
+        if narrowing is None:
             return x
         shape, weights = self._checkpoint.shape, self._layers[layer]
-        if len(heads.query_heads) < shape.num_attention_heads:
-            weights = slice_layer(weights, shape, heads)
+        if narrowing.narrows_layers:
+            kept = kept_in_layer(shape, self._importance.layers[layer], narrowing)
+            weights = slice_layer(weights, shape, kept)
         return forward.decoder_layer(x, weights, shape, self._rope)
 
 
@@ -159,30 +160,44 @@ class LayerCache:
 
 
 @torch.inference_mode()
-def head_importance(
+def measure_importance(
     checkpoint: Checkpoint, tokens: Tensor, notify: Notify = lambda _: None
-) -> HeadImportance:
-    """Measure what each query head adds to the residual stream, in one pass over the layers.
+) -> Importance:
+    """Measure what each head and channel adds to the residual stream, in one pass over the layers.
 
-    The energy of head i is the squared Frobenius norm of its part of o_proj's output,
-    `|| W_o[:, i] X_i ||^2` summed over the calibration tokens: the error of the layer's attention
-    output when only this head is removed (the reconstruction error of FLAP, arXiv:2312.11983, and
-    ZipLM, arXiv:2302.04089, without their compensation).
+    The energy of a head or channel i is the squared Frobenius norm of its part of what o_proj or
+    down_proj puts out, `|| W[:, i] X_i ||^2` summed over the calibration tokens: the error of that
+    output when only i is removed (the reconstruction error of FLAP, arXiv:2312.11983, and ZipLM,
+    arXiv:2302.04089, without their compensation). For a channel, which is one column, it is the
+    square of Wanda's norm of the weights times norm of the input (arXiv:2306.11695, eq. 1).
     """
     shape = checkpoint.shape
     rope = forward.rope_tables(shape, tokens.shape[1])
     x = embed(checkpoint, tokens)
-    energy = []
+    layers = []
     for layer in range(shape.num_hidden_layers):
-        notify(f"weighing heads: layer {layer + 1} of {shape.num_hidden_layers}")
+        notify(f"weighing heads and channels: layer {layer + 1} of {shape.num_hidden_layers}")
         weights = forward.load_layer(checkpoint, layer)
-        heads = forward.attention_heads(x, weights, shape, rope).unflatten(-1, (-1, shape.head_dim))
-        columns = weights["self_attn.o_proj.weight"].unflatten(1, (-1, shape.head_dim))
-        # ||W X||^2 = tr(X^T (W^T W) X), head by head: (d, d) instead of (t, h) numbers
-        gram = torch.einsum("hnd,hne->nde", columns, columns)
-        energy.append(torch.einsum("btnd,nde,btne->n", heads, gram, heads).tolist())
-        x = forward.decoder_layer(x, weights, shape, rope)
-    return HeadImportance.model_validate({"energy": energy})
+        attended = forward.attention_heads(x, weights, shape, rope)
+        x = x + forward.project_out(attended, weights)
+        channels = forward.ffn_channels(x, weights, shape)
+        x = x + forward.project_down(channels, weights)
+        columns = weights["mlp.down_proj.weight"].square().sum(0)
+        layers.append({
+            "heads": _head_energy(attended, weights["self_attn.o_proj.weight"], shape.head_dim),
+            "channels": (columns * channels.square().sum((0, 1))).tolist(),
+        })
+    return Importance.model_validate({"layers": layers})
+
+
+def _head_energy(attended: Tensor, o_proj: Tensor, head_dim: int) -> list[float]:
+    """Return `|| W X ||^2` of each head, from `(b, t, n * d)` and `(h, n * d)`."""
+    heads = attended.unflatten(-1, (-1, head_dim))
+    columns = o_proj.unflatten(1, (-1, head_dim))
+    # ||W X||^2 = tr(X^T (W^T W) X), head by head: (d, d) instead of (t, h) numbers
+    gram = torch.einsum("hnd,hne->nde", columns, columns)
+    energy: list[float] = torch.einsum("btnd,nde,btne->n", heads, gram, heads).tolist()
+    return energy
 
 
 def embed(checkpoint: Checkpoint, tokens: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from edgeprune.cost import Cost
 from edgeprune.device.measure import Measurement
 from edgeprune.device.probe import DeviceFacts
 from edgeprune.planning.budget import Metric
@@ -34,7 +35,8 @@ _LINES = (
     ("perplexity", "perplexity", ""),
 )
 _NOTES = (
-    "Predictions come from the profile, corrected by measured/predicted of the round before. "
+    "Predictions come from the profile, corrected by measured/predicted of the round before; when "
+    "the budget is relative they are shares of the unpruned model as measured beside the pruned. "
     "Perplexity: of the artifact, on the host, WikiText-2 validation, 8 windows of 512 tokens."
 )
 HEADER = ("measured", "unpruned", "pruned", "change", "predicted")
@@ -52,7 +54,7 @@ class Row(NamedTuple):
 
 def before_after(outcome: Outcome) -> list[Row]:
     """Return everything that was measured, before and after, with what was predicted beside it."""
-    n_new, cost = outcome.budget.n_new, outcome.plan.cost
+    n_new, cost = outcome.budget.n_new, _predicted(outcome)
     predicted = {
         "latency_p50_ms": cost.latency_ms(n_new),
         "ttft_ms": cost.ttft_ms,
@@ -72,6 +74,21 @@ def before_after(outcome: Outcome) -> list[Row]:
             predicted=_show(predicted[name], unit) if name in predicted else "",
         ))
     return rows
+
+
+def _predicted(outcome: Outcome) -> Cost:
+    """Return the plan's prediction; for a relative budget as a share of the unpruned model.
+
+    That model is measured again beside the pruned one: what the machine's speed did in between is
+    no error of the plan.
+    """
+    plan, before = outcome.plan, outcome.before
+    if not outcome.budget.is_relative:
+        return plan.cost
+    return plan.cost.scaled({
+        "ttft_ms": before.ttft_ms / plan.base_cost.ttft_ms,
+        "token_ms": 1e3 / before.decode_tokens_per_s / plan.base_cost.token_ms,
+    })
 
 
 def measurement_rows(measurement: Measurement) -> list[tuple[str, str]]:

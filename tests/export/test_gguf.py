@@ -12,7 +12,7 @@ import pytest
 from edgeprune.errors import UsageError
 from edgeprune.export.gguf import check_format, export_gguf, interleave_rope_rows
 from edgeprune.model.checkpoint import Checkpoint
-from edgeprune.model.cuts import Cuts, kept_heads, kept_layers
+from edgeprune.model.cuts import Cuts, LayerImportance, kept_in_layer, kept_layers
 from edgeprune.model.gguf import GgufModel
 from edgeprune.model.quantization import FORMATS
 from edgeprune.pruning.surgery import prune
@@ -22,8 +22,11 @@ from tests.tiny import hf_logits, make_tiny
 TOKENS = [3, 14, 15, 92, 65, 35, 89, 79, 32, 38]
 CUTS = {
     "nothing": Cuts(), "layers": Cuts(layers=(1, 3)), "KV groups": Cuts(kv_groups=1),
-    "query heads": Cuts(query_heads=1), "all": Cuts(layers=(0,), kv_groups=1, query_heads=1),
+    "query heads": Cuts(query_heads=1), "FFN": Cuts(ffn_channels=32),
+    "all": Cuts(layers=(0,), kv_groups=1, query_heads=1, ffn_channels=40),
 }
+IMPORTANCE = LayerImportance(heads=(1.0, 3.0, 2.0, 4.0),
+                             channels=tuple(float(i * 37 % 96) for i in range(96)))
 
 
 def assert_parity(directory: Path, tokens: list[int], scratch: Path) -> None:
@@ -44,9 +47,9 @@ def test_logits_equal_those_of_the_pruned_checkpoint(
     checkpoint, cuts = Checkpoint(tiny), CUTS[name]
     if checkpoint.shape.queries_per_group <= cuts.query_heads:
         cuts = cuts.model_copy(update={"query_heads": 0})  # MHA has one query head in a group
-    heads = {i: kept_heads(checkpoint.shape, [1.0, 3.0, 2.0, 4.0], cuts)
-             for i in kept_layers(checkpoint.shape, cuts)}
-    prune(checkpoint, cuts, heads, tmp_path / "pruned")
+    kept = {i: kept_in_layer(checkpoint.shape, IMPORTANCE, cuts)
+            for i in kept_layers(checkpoint.shape, cuts)}
+    prune(checkpoint, cuts, kept, tmp_path / "pruned")
     assert_parity(tmp_path / "pruned", TOKENS, tmp_path)
 
 

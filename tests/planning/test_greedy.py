@@ -16,36 +16,40 @@ from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape
 from edgeprune.planning.budget import parse_budget, violation
 from edgeprune.planning.greedy import MARGIN, Plan, make_plan
-from edgeprune.planning.moves import Kind, smallest
+from edgeprune.planning.moves import FFN_STEP, Kind, smallest
 
 BASE = LlamaShape(hidden_size=64, intermediate_size=128, num_hidden_layers=8,
                   num_attention_heads=8, num_key_value_heads=4, head_dim=8, vocab_size=256)
 
 
 def predict(shape: LlamaShape) -> Cost:
-    """Cost 10 ms for the head, 5 for each layer's FFN, 1 for each query head of each layer."""
-    token = 10 + shape.num_hidden_layers * (5 + shape.num_attention_heads)
+    """Cost 10 ms for the head; for each layer 1 for each query head, 5 for 128 FFN channels."""
+    ffn = 5 * shape.intermediate_size / 128
+    token = 10 + shape.num_hidden_layers * (ffn + shape.num_attention_heads)
     return Cost(ttft_ms=token, token_ms=token, ram_bytes=token * 1e6, file_bytes=token * 1e5)
 
 
 class Table:
-    """Losses that add up layer by layer and head by head; counts what it is asked."""
+    """Losses that add up layer by layer, head by head and by FFN step; counts what it is asked."""
 
-    def __init__(self, layers: Sequence[float], group: float = 1.0, query: float = 1.0) -> None:
-        self.layers, self.group, self.query = layers, group, query
+    def __init__(
+        self, layers: Sequence[float], group: float = 1.0, query: float = 1.0, ffn: float = 1.0
+    ) -> None:
+        self.layers, self.group, self.query, self.ffn = layers, group, query, ffn
         self.scored = 0
 
     def __call__(self, candidates: Sequence[Cuts]) -> list[float]:
         """Return the loss after each of the cuts."""
         self.scored += len(candidates)
         return [2.0 + sum(self.layers[i] for i in cuts.layers) + self.group * cuts.kv_groups
-                + self.query * cuts.query_heads for cuts in candidates]
+                + self.query * cuts.query_heads + self.ffn * cuts.ffn_channels / FFN_STEP
+                for cuts in candidates]
 
 
-def plan(text: str, table: Table) -> Plan:
+def plan(text: str, table: Table, base: LlamaShape = BASE) -> Plan:
     budget = parse_budget(text)
-    limits = budget.limits(budget.values(predict(BASE)))
-    return make_plan(BASE, budget, limits, predict, table, {})
+    limits = budget.limits(budget.values(predict(base)))
+    return make_plan(base, budget, limits, predict, table, {})
 
 
 def test_a_budget_that_holds_already_cuts_nothing_and_scores_nothing() -> None:
@@ -69,6 +73,16 @@ def test_heads_are_taken_when_they_lose_less_per_millisecond() -> None:
     assert [step.move.kind for step in made.steps] == [Kind.KV_GROUP]
     made = plan("10 tokens < 90%", Table([0.4] * 8, group=0.6, query=5.0))
     assert made.steps[0].move.kind is Kind.LAYER
+
+
+def test_the_ffn_is_narrowed_to_widths_that_the_quantizer_serves() -> None:
+    wide = BASE.replace(intermediate_size=1100)
+    made = plan("10 tokens < 50%", Table([9.0] * 8, group=9, query=9, ffn=0.1), wide)
+    assert {step.move.kind for step in made.steps} == {Kind.FFN}
+    assert [step.move.channels for step in made.steps] == [1100 - 1024, 256, 256, 256]
+    assert made.shape.intermediate_size % FFN_STEP == 0
+    assert "narrow every FFN by 256 channels" in made.steps[-1].reason
+    assert smallest(wide).intermediate_size == FFN_STEP
 
 
 def test_a_cut_that_lowers_the_loss_is_taken_first() -> None:
@@ -105,25 +119,27 @@ def test_an_impossible_budget_is_refused_with_the_bound_and_the_nearest_one() ->
 
 
 SHARES = st.integers(1, 110)
+WIDE = BASE.replace(intermediate_size=1100)
 LOSSES = st.lists(st.floats(-0.5, 5), min_size=8, max_size=8)
 
 
 @settings(deadline=None)
-@given(share=SHARES, ram=SHARES, losses=LOSSES, group=st.floats(0, 5), query=st.floats(0, 5))
+@given(share=SHARES, ram=SHARES, losses=LOSSES, group=st.floats(0, 5), query=st.floats(0, 5),
+       ffn=st.floats(0, 5))
 def test_a_plan_holds_its_budget_or_nothing_does(
-    share: int, ram: int, losses: list[float], group: float, query: float
+    share: int, ram: int, losses: list[float], group: float, query: float, ffn: float
 ) -> None:
     text = f"10 tokens < {share}%, ram < {ram}%"
     budget = parse_budget(text)
-    limits = budget.limits(budget.values(predict(BASE)))
+    limits = budget.limits(budget.values(predict(WIDE)))
     try:
-        made = plan(text, Table(losses, group, query))
+        made = plan(text, Table(losses, group, query, ffn), WIDE)
     except InfeasibleError:
-        assert violation(budget.values(predict(smallest(BASE))), limits) > 0
+        assert violation(budget.values(predict(smallest(WIDE))), limits) > 0
         return
     assert violation(budget.values(predict(made.shape)), limits) == 0
-    assert made.shape == made.cuts.shape(BASE)
-    assert made == plan(text, Table(losses, group, query))  # deterministic
+    assert made.shape == made.cuts.shape(WIDE)
+    assert made == plan(text, Table(losses, group, query, ffn), WIDE)  # deterministic
 
 
 def test_planning_does_not_load_torch() -> None:

@@ -19,7 +19,7 @@ COEFFICIENT = st.floats(0.01, 100)
 
 
 def _machine(fixed: float, layer: float, weight: float) -> CostModel:
-    coefficients = dict.fromkeys(METRICS, (fixed, layer, weight))
+    coefficients = dict.fromkeys(METRICS, (fixed, layer, weight, 2 * weight))
     return CostModel(coefficients=coefficients, worst_residual=dict.fromkeys(METRICS, 0.0),
                      quant="Q4_K_M", header_bytes=1000)
 
@@ -29,7 +29,8 @@ def _machine(fixed: float, layer: float, weight: float) -> CostModel:
 def test_a_linear_machine_is_recovered(fixed: float, layer: float, weight: float) -> None:
     machine = _machine(fixed, layer, weight)
     fitted = fit_cost_model([(s, machine.predict(s)) for s in profile_shapes(BASE)], "Q4_K_M")
-    other = BASE.replace(num_hidden_layers=21, num_attention_heads=6, num_key_value_heads=2)
+    other = BASE.replace(num_hidden_layers=21, num_attention_heads=6, num_key_value_heads=2,
+                         intermediate_size=1024)
     assert fitted.predict(other).token_ms == pytest.approx(machine.predict(other).token_ms,
                                                            rel=1e-6)
     assert max(fitted.worst_residual.values()) < 1e-6
@@ -41,7 +42,7 @@ def test_noise_shows_as_residual_and_no_coefficient_is_negative() -> None:
         dict.fromkeys(METRICS, float(rng.uniform(0.9, 1.1))))) for s in profile_shapes(BASE)]
     fitted = fit_cost_model(noisy, "Q4_K_M")
     assert 0.001 < max(fitted.worst_residual.values()) < 0.2
-    assert all(c >= 0 for triple in fitted.coefficients.values() for c in triple)
+    assert all(c >= 0 for four in fitted.coefficients.values() for c in four)
     # so that a smaller shape never costs more
     smaller = BASE.replace(num_hidden_layers=29)
     assert fitted.predict(smaller).token_ms <= fitted.predict(BASE).token_ms
@@ -63,8 +64,13 @@ def test_file_sizes_are_known_not_fitted() -> None:
     assert real.predict(smaller).file_bytes == tensor_bytes(smaller, "Q4_K_M") + 2_000_000
 
 
-def test_profile_shapes_move_depth_and_heads() -> None:
+def test_profile_shapes_move_depth_heads_and_ffn() -> None:
     shapes = profile_shapes(BASE)
+    assert len(shapes) == 6
+    assert {s.intermediate_size for s in shapes} == {1536, 768}
+    # 11008 / 2 is no whole number of K-quant blocks
+    assert {s.intermediate_size for s in profile_shapes(BASE.replace(intermediate_size=11008))} == {
+        11008, 5376}
     assert len({s.num_hidden_layers for s in shapes}) == 2
     assert len({s.attention_weights for s in shapes}) == 2
     mha = BASE.replace(num_key_value_heads=9)

@@ -10,14 +10,15 @@ import torch
 from transformers import LlamaForCausalLM
 
 from edgeprune.model.checkpoint import Checkpoint
-from edgeprune.model.cuts import Cuts, kept_heads, kept_layers
+from edgeprune.model.cuts import Cuts, kept_in_layer, kept_layers
 from edgeprune.pruning import sensitivity
-from edgeprune.pruning.sensitivity import Losses, LossScorer, head_importance
+from edgeprune.pruning.sensitivity import Losses, LossScorer, measure_importance
 from edgeprune.pruning.surgery import prune
 
 TOKENS = torch.randint(0, 128, (2, 12), generator=torch.Generator().manual_seed(1))
 CANDIDATES = [Cuts(), Cuts(layers=(0,)), Cuts(layers=(3,)), Cuts(layers=(1, 2)),
-              Cuts(kv_groups=1), Cuts(layers=(2,), kv_groups=1)]
+              Cuts(kv_groups=1), Cuts(layers=(2,), kv_groups=1), Cuts(ffn_channels=32),
+              Cuts(layers=(0,), kv_groups=1, ffn_channels=40)]
 
 
 def _loss_of(directory: Path) -> float:
@@ -28,37 +29,40 @@ def _loss_of(directory: Path) -> float:
 
 def test_the_scored_loss_is_that_of_the_pruned_checkpoint(tiny: Path, tmp_path: Path) -> None:
     checkpoint = Checkpoint(tiny)
-    importance = head_importance(checkpoint, TOKENS)
+    importance = measure_importance(checkpoint, TOKENS)
     score = LossScorer(checkpoint, TOKENS, importance, Losses(tmp_path / "losses", "key"))
     for number, (cuts, loss) in enumerate(zip(CANDIDATES, score(CANDIDATES), strict=True)):
-        heads = {i: kept_heads(checkpoint.shape, importance.energy[i], cuts)
-                 for i in kept_layers(checkpoint.shape, cuts)} if cuts.cuts_heads else {}
+        kept = {i: kept_in_layer(checkpoint.shape, importance.layers[i], cuts)
+                for i in kept_layers(checkpoint.shape, cuts)}
         directory = tmp_path / str(number)
-        prune(checkpoint, cuts, heads, directory)
+        prune(checkpoint, cuts, kept, directory)
         assert loss == pytest.approx(_loss_of(directory), abs=1e-4)
 
 
-def test_importance_is_the_error_that_removing_a_head_makes(tiny: Path) -> None:
+@pytest.mark.parametrize("part", ["heads", "channels"])
+def test_importance_is_the_error_that_removing_one_makes(tiny: Path, part: str) -> None:
     checkpoint = Checkpoint(tiny)
-    energy = head_importance(checkpoint, TOKENS).energy
+    found = measure_importance(checkpoint, TOKENS).layers
     model = LlamaForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     seen: list[torch.Tensor] = []
-    for layer in model.model.layers:
-        layer.self_attn.o_proj.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
+    linears = [layer.self_attn.o_proj if part == "heads" else layer.mlp.down_proj
+               for layer in model.model.layers]
+    for linear in linears:
+        linear.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
     with torch.no_grad():
         model(TOKENS)
-    d = checkpoint.shape.head_dim
+    width = checkpoint.shape.head_dim if part == "heads" else 1
     for layer, inputs in enumerate(seen):
-        weight = model.model.layers[layer].self_attn.o_proj.weight.detach()
-        for head, importance in enumerate(energy[layer]):
-            part = slice(head * d, (head + 1) * d)
-            error = (inputs[..., part] @ weight[:, part].T).pow(2).sum()
-            assert importance == pytest.approx(float(error), rel=1e-4)
+        weight = linears[layer].weight.detach()
+        for number, importance in enumerate(getattr(found[layer], part)):
+            its = slice(number * width, (number + 1) * width)
+            error = (inputs[..., its] @ weight[:, its].T).pow(2).sum()
+            assert importance == pytest.approx(float(error), rel=1e-3)
 
 
 def test_known_losses_are_not_computed_again(tiny: Path, tmp_path: Path) -> None:
     checkpoint = Checkpoint(tiny)
-    importance = head_importance(checkpoint, TOKENS)
+    importance = measure_importance(checkpoint, TOKENS)
     first = LossScorer(checkpoint, TOKENS, importance, Losses(tmp_path / "losses", "key"))
     expected = first(CANDIDATES)
     said: list[str] = []
@@ -91,7 +95,7 @@ def test_one_layer_at_a_time_gives_the_same_losses(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = Checkpoint(tiny)
-    importance = head_importance(checkpoint, TOKENS)
+    importance = measure_importance(checkpoint, TOKENS)
     roomy = LossScorer(checkpoint, TOKENS, importance, Losses(tmp_path / "a", "key"))
     monkeypatch.setattr(sensitivity, "LAYER_CACHE_BYTES", 1)
     narrow = LossScorer(checkpoint, TOKENS, importance, Losses(tmp_path / "b", "key"))

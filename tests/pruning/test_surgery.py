@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from edgeprune.model.checkpoint import Checkpoint
-from edgeprune.model.cuts import Cuts, LayerHeads, kept_layers
+from edgeprune.model.cuts import Cuts, Kept, kept_layers
 from edgeprune.model.tensors import tensor_specs
 from edgeprune.pruning.surgery import prune
 from tests.tiny import hf_logits, make_tiny
@@ -53,15 +53,20 @@ def test_dropping_layers_equals_deleting_them_in_transformers(tiny: Path, tmp_pa
     torch.testing.assert_close(hf_logits(tmp_path / "out", tokens), expected)
 
 
-def test_dropping_heads_equals_silencing_them_in_transformers(tiny: Path, tmp_path: Path) -> None:
+def test_dropping_heads_and_channels_equals_silencing_them_in_transformers(
+    tiny: Path, tmp_path: Path
+) -> None:
     checkpoint, tokens = Checkpoint(tiny), [1, 2, 3, 4, 5]
     shape = checkpoint.shape
     size = shape.queries_per_group
-    # each layer keeps another group
+    # each layer keeps another group and other channels
     kept = {i: (i % shape.num_key_value_heads,) for i in range(shape.num_hidden_layers)}
-    heads = {i: LayerHeads(kv_heads=g, query_heads=tuple(range(g[0] * size, (g[0] + 1) * size)))
+    channels = {i: tuple(range(i, shape.intermediate_size, 2)) for i in kept}
+    heads = {i: Kept(kv_heads=g, query_heads=tuple(range(g[0] * size, (g[0] + 1) * size)),
+                     ffn_channels=channels[i][: shape.intermediate_size // 2 - 2])
              for i, g in kept.items()}
-    cuts = Cuts(kv_groups=shape.num_key_value_heads - 1)
+    cuts = Cuts(kv_groups=shape.num_key_value_heads - 1,
+                ffn_channels=shape.intermediate_size // 2 + 2)
     prune(checkpoint, cuts, heads, tmp_path / "out")
     model = AutoModelForCausalLM.from_pretrained(tiny)
     with torch.inference_mode():
@@ -69,15 +74,18 @@ def test_dropping_heads_equals_silencing_them_in_transformers(tiny: Path, tmp_pa
             columns = layer.self_attn.o_proj.weight.unflatten(1, (-1, shape.head_dim))
             gone = [h for h in range(shape.num_attention_heads) if h not in heads[i].query_heads]
             columns[:, gone] = 0
+            idle = [c for c in range(shape.intermediate_size) if c not in heads[i].ffn_channels]
+            layer.mlp.down_proj.weight[:, idle] = 0
         expected = model(torch.tensor([tokens])).logits[0]
     torch.testing.assert_close(hf_logits(tmp_path / "out", tokens), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_pruned_model_generates_with_stock_transformers(tiny: Path, tmp_path: Path) -> None:
-    cuts = Cuts(layers=(3,), kv_groups=1)
+    cuts = Cuts(layers=(3,), kv_groups=1, ffn_channels=32)
     shape = Checkpoint(tiny).shape
-    kept = LayerHeads(kv_heads=tuple(range(1, shape.num_key_value_heads)),
-                      query_heads=tuple(range(shape.queries_per_group, shape.num_attention_heads)))
+    kept = Kept(kv_heads=tuple(range(1, shape.num_key_value_heads)),
+                query_heads=tuple(range(shape.queries_per_group, shape.num_attention_heads)),
+                ffn_channels=tuple(range(64)))
     prune(Checkpoint(tiny), cuts, dict.fromkeys(range(3), kept), tmp_path / "out")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert model.num_parameters() < AutoModelForCausalLM.from_pretrained(tiny).num_parameters()

@@ -68,6 +68,15 @@ def test_the_table_has_measured_before_after_change_and_prediction() -> None:
     assert rows["- anonymous"].after == "not told"
 
 
+def test_predictions_of_a_relative_budget_are_shares_of_the_unpruned_model() -> None:
+    relative = outcome(budget=parse_budget("3 tokens after 10 < 75%"), plan=plan(STEP).model_copy(
+        update={"base_cost": COST.scaled({"ttft_ms": 2.0, "token_ms": 4.0})}))
+    rows = {row.label: row for row in before_after(relative)}
+    # half of 50 ms to the first token, a quarter of 10 ms for each further one
+    assert rows["time to first token"].predicted == "25.0 ms"
+    assert rows["latency of 3 tokens, p50"].predicted == "30.0 ms"
+
+
 def test_a_met_budget_says_what_was_measured() -> None:
     first, second = verdict_lines(outcome())
     assert first == "budget '3 tokens after 10 < 60 ms' met after 1 round"
