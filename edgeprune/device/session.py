@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -113,7 +113,8 @@ class Device:
                 checked(self.transport, [*agent, "start", job])
                 self._await(agent, job, spec, what)
             except BaseException:
-                self.transport.run([*agent, "stop", job])
+                with suppress(DeviceError):  # what failed first is what the user must hear
+                    self.transport.run([*agent, "stop", job])
                 raise
             result = self._fetch(job, local)
         checked(self.transport, ["rm", "-rf", job])

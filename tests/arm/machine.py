@@ -32,7 +32,7 @@ from typing import Self
 log = logging.getLogger(__name__)
 
 PORT = 22022
-SUITE, MIRROR = "bookworm", "http://deb.debian.org/debian"
+SUITE = "bookworm"
 # The cloud flavour is the same kernel with a third of the modules; it has all that qemu shows.
 KERNEL_PACKAGE = "linux-image-cloud-arm64"
 GUEST_PACKAGES = "systemd-sysv,udev,dbus,libpam-systemd,openssh-server,python3,iproute2,procps,kmod"
@@ -366,7 +366,7 @@ def _bootstrap(rootfs: Path, debs: Path) -> None:
             *("--dpkgopt=force-unsafe-io", f"--include={GUEST_PACKAGES}"),
             "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",
             *(f"--essential-hook={fetch}", f"--essential-hook={empty_keys}"),
-            *(SUITE, str(rootfs), MIRROR),
+            *(SUITE, str(rootfs)),  # from mmdebstrap's default mirrors
         ],
         timeout_s=3600,
     )
