@@ -255,6 +255,7 @@ def _in_words(m: Measurement) -> str:
 
 def _profile_in_words(found: Profile) -> str:
     errors = found.model.worst_residual
-    return (f"profile: {len(found.samples)} shapes measured; the fit is off by at most "
+    where = " on a busy machine" if found.is_disturbed else ""
+    return (f"profile: {len(found.samples)} shapes measured{where}; the fit is off by at most "
             f"{errors['token_ms']:.1%} for a token, {errors['ttft_ms']:.1%} for the prompt, "
             f"{errors['ram_bytes']:.1%} for RAM")

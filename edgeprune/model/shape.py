@@ -82,16 +82,6 @@ class LlamaShape(Record):
         """Weights of gate, up and down of one layer."""
         return 3 * self.hidden_size * self.intermediate_size
 
-    @property
-    def block_weights(self) -> int:
-        """Weights of all layers, norms left out."""
-        return self.num_hidden_layers * (self.attention_weights + self.ffn_weights)
-
-    @property
-    def embedding_weights(self) -> int:
-        """Weights of the token embedding and, when it is not tied, the output head."""
-        return self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
-
     def describe(self) -> str:
         """Return the shape in one line for people."""
         return (

@@ -44,6 +44,11 @@ class Profile(Record):
     samples: tuple[Sample, ...]
     model: CostModel
 
+    @property
+    def is_disturbed(self) -> bool:
+        """True when the machine was not quiet while it was profiled."""
+        return any(sample.measurement.disturbances for sample in self.samples)
+
 
 def profile_key(device: Device, shape: LlamaShape, quant: str, workload: Workload) -> str:
     """Identify a profile by everything that its numbers depend on."""
@@ -56,6 +61,8 @@ def profile(
 ) -> Profile:
     """Return the profile for a model's shape on a target, measured when there is none on disk.
 
+    One that was measured on a busy machine is measured again.
+
     Args:
         device: The open target.
         shape: The unpruned model.
@@ -65,8 +72,8 @@ def profile(
     """
     key = profile_key(device, shape, quant, workload)
     path = directory / device.target.name / f"{key}.json"
-    if path.is_file():
-        return Profile.read(path)
+    if path.is_file() and not (known := Profile.read(path)).is_disturbed:
+        return known
     requests = min(REQUESTS, workload.requests)
     shorter = workload.model_copy(update={"requests": requests})
     shapes = profile_shapes(shape)
