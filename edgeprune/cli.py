@@ -45,6 +45,21 @@ TargetName = Annotated[str, typer.Option(
 Name = Annotated[str, typer.Argument(help="'local', a name in targets/, or a .toml file.")]
 Quant = Annotated[str, typer.Option(
     help="Q4_0, Q4_K_M, Q5_K_M, Q6_K, Q8_0, F16 or F32.")]
+AnyQuant = Annotated[str, typer.Option("--quant", help=(
+    "Q4_0, Q4_K_M, Q5_K_M, Q6_K, Q8_0, F16 or F32; 'auto' takes the one of the first five with "
+    "which the budget costs the least quality (each is profiled)."))]
+Threads = Annotated[str | None, typer.Option(help=(
+    "CPU threads on the target: a number, or 'auto' to measure which is best; the target file's, "
+    "else all CPUs, when left out."))]
+BudgetText = Annotated[str, typer.Option("--budget", "-b", help=(
+    "Demands joined by commas: 'N tokens [after P] [at pQ] < 2 s', 'ttft < 200 ms', "
+    "'decode > 14 tokens/s', 'ram < 16 GB', 'size < 4 GB', 'ppl_ratio < 1.2', 'kl < 0.1', "
+    "'context >= 4096'; a percentage is of the unpruned model measured on the same target. "
+    "A path ending in .toml: a file with such text as `budget`."))]
+RunName = Annotated[str | None, typer.Option("--name", help=(
+    "Name of the run directory; made from model, target and budget when left out."))]
+Runs = Annotated[Path, typer.Option(help="Where run directories are.")]
+Profiles = Annotated[Path, typer.Option(help="Where profiles are kept.")]
 Targets = Annotated[Path, typer.Option(help="Where target files are.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
@@ -99,21 +114,19 @@ def options(
 def run(
     model: Model,
     target: TargetName,
-    budget: Annotated[str, typer.Option("--budget", "-b", help=(
-        "Demands joined by commas: '[N] tokens [after P] < 2 s', 'ttft < 200 ms', "
-        "'decode > 14 tokens/s', 'ram < 16 GB', 'size < 4 GB'; a percentage is of the unpruned "
-        "model measured on the same target."))],
-    quant: Quant = "Q4_K_M",
-    name: Annotated[str | None, typer.Option(
-        help="Name of the run directory; made from model, target and budget when left out.",
-    )] = None,
+    budget: BudgetText,
+    quant: AnyQuant = "Q4_K_M",
+    threads: Threads = None,
+    name: RunName = None,
     requests: Annotated[int | None, typer.Option(min=1, help=(
-        "Requests in each measurement; 10 when left out, 3 on an emulated target."))] = None,
+        "Requests in each measurement; 10 when left out, 6 on an emulated target, more where a "
+        "percentile needs them; up to four times as many where they leave the verdict open."))
+    ] = None,
     fresh: Annotated[bool, typer.Option(
         "--fresh", help="Start over: delete what the run directory holds.")] = False,
-    runs: Annotated[Path, typer.Option(help="Where run directories are.")] = Path("runs"),
+    runs: Runs = Path("runs"),
     targets: Targets = Path("targets"),
-    profiles: Annotated[Path, typer.Option(help="Where profiles are kept.")] = Path("profiles"),
+    profiles: Profiles = Path("profiles"),
     as_json: AsJson = False,
 ) -> None:
     """Prune a model until it holds a budget, measured on the target.
@@ -126,8 +139,8 @@ def run(
     from edgeprune.pipeline import run as run_pipeline
     from edgeprune.report.render import HEADER, before_after, verdict_lines
 
-    wanted = Options(model=model, target=target, budget=budget, quant=quant, name=name,
-                     requests=requests, fresh=fresh, runs=runs, targets=targets,
+    wanted = Options(model=model, target=target, budget=budget, quant=quant, threads=threads,
+                     name=name, requests=requests, fresh=fresh, runs=runs, targets=targets,
                      profiles=profiles)
     with _progress(quiet=as_json) as (say, notify):
         outcome = run_pipeline(wanted, say=say, notify=notify)
@@ -144,6 +157,87 @@ def run(
         print(f"on the target: {outcome.device_path}")
     print(f"report: {outcome.directory / 'report.md'}")
     raise typer.Exit(outcome.verdict.exit_code)
+
+
+@app.command()
+def plan(
+    model: Model,
+    target: TargetName,
+    budget: BudgetText,
+    quant: AnyQuant = "Q4_K_M",
+    threads: Threads = None,
+    explain: Annotated[bool, typer.Option(
+        "--explain", help="Compare the plan with the exact optimum.")] = False,
+    name: RunName = None,
+    runs: Runs = Path("runs"),
+    targets: Targets = Path("targets"),
+    profiles: Profiles = Path("profiles"),
+    as_json: AsJson = False,
+) -> None:
+    """Say what would be cut to hold a budget, and what it would cost, without building it.
+
+    Only synthetic models run on the target, which need not hold the unpruned one; percentages are
+    of that model as predicted. `run` goes on from what was scored.
+
+    Example: edgeprune plan ./my-llama --target board --budget 'decode > 14 tokens/s' --explain
+    """
+    from edgeprune.pipeline import Options, plan_only
+    from edgeprune.report.explain import explanation
+    from edgeprune.report.render import limits_in_words, plan_lines, predicted_rows
+
+    wanted = Options(model=model, target=target, budget=budget, quant=quant, threads=threads,
+                     name=name, runs=runs, targets=targets, profiles=profiles)
+    with _progress(quiet=as_json) as (say, notify):
+        made, demand = plan_only(wanted, say=say, notify=notify)
+        lines = explanation(made, demand) if explain else []
+    if as_json:
+        print(json.dumps({"plan": made.model_dump(mode="json"), "explanation": lines}, indent=2))
+        return
+    print(f"budget: {limits_in_words(demand.limits)}")
+    for line in [*plan_lines(made), *lines]:
+        print(line)
+    _print_table("predicted, not measured", ("predicted", "unpruned", "planned"),
+                 predicted_rows(made, demand))
+
+
+@app.command()
+def profile(
+    model: Model,
+    target: TargetName,
+    quant: Quant = "Q4_K_M",
+    threads: Threads = None,
+    fresh: Annotated[bool, typer.Option(
+        "--fresh", help="Measure even when there is a profile already.")] = False,
+    targets: Targets = Path("targets"),
+    profiles: Profiles = Path("profiles"),
+    as_json: AsJson = False,
+) -> None:
+    """Measure what shapes around a model's cost on a target, with synthetic models.
+
+    No weights are read or sent: a directory with a config.json will do.
+
+    Example: edgeprune profile ./my-llama --target board
+    """
+    from edgeprune.export.gguf import check_format
+    from edgeprune.model.source import shape_of_model
+    from edgeprune.pipeline import set_threads
+    from edgeprune.profiling.profile import profile as measure_profile
+    from edgeprune.profiling.profile import profile_path
+    from edgeprune.report.render import profile_in_words, profile_rows
+
+    quant = check_format(quant)
+    with _open(target, targets) as (device, say):
+        shape = shape_of_model(model, notify=device.notify)
+        set_threads(device, threads, shape, quant, profiles, (lambda _: None) if as_json else say)
+        found = measure_profile(device, shape, quant, profiles, fresh=fresh)
+        where = profile_path(device, shape, quant, profiles)
+    if as_json:
+        print(found.model_dump_json(indent=2))
+        return
+    print(profile_in_words(found))
+    _print_table(f"{shape.describe()}, {quant}", ("predicted for the unpruned model", "value"),
+                 profile_rows(found, shape))
+    print(f"profile: {where}")
 
 
 @app.command()

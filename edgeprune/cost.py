@@ -1,36 +1,59 @@
 """What a shape costs on a target, and the model that predicts it. Pure, no torch.
 
-In: a `LlamaShape`. Out: a `Cost`. `edgeprune.profiling.fit` makes a `CostModel` from measured
-shapes; it holds for shapes of the same hidden size and vocabulary.
+In: a `LlamaShape` and a request. Out: a `Cost`. `edgeprune.profiling.fit` makes a `CostModel` from
+measured shapes; it holds for shapes of the same hidden size and head_dim.
 
-Decoding reads every weight once for each token, so a cost is
-`fixed + layers * (layer + attention_weights * a + ffn_weights * f)`: the fixed part is the output
-head and what a token costs at all, `layer` norms and launches, `a` what a weight of q, k, v and o
-costs, `f` one of gate, up and down. The four are fitted to the measured shapes with none of them
-negative. The size of the file is not fitted: it is known to the tensor.
+What is counted, and what its price is fitted to, none of them negative (times in ms):
+
+- a further token (decoding): 1; layers; MB of weights read, by number type, the output head apart;
+  attention, which grows with the tokens before it (`keys_looked_at`);
+- the first token (the prompt): batches of `UBATCH` tokens; layers of them; MB of weights read once
+  for each; tokens times layers; tokens times MB, by type; MB for each token that is left over from
+  whole fours; attention; the output head once;
+- RAM beside what is known exactly (file, repacked weights, KV cache): the process; layers; what
+  lies between the operators of a batch (activations), and the output.
+
+The size of the file and of the KV cache are not fitted: they are known to the byte.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
-import numpy as np
-from numpy.typing import NDArray
-
-from edgeprune.model.quantization import tensor_bytes
+from edgeprune.model.layout import file_bytes
+from edgeprune.model.quantization import HEAD, head_type, outer_bytes, weights_read
 from edgeprune.model.shape import LlamaShape
 from edgeprune.records import Record
 
-METRICS = ("ttft_ms", "token_ms", "ram_bytes")  # what is fitted, and corrected by measurements
+METRICS = ("ttft_ms", "token_ms", "ram_bytes")  # what measurements correct
+REPACKED = "repacked_bytes"
+# How llama.cpp works (0.5.0): a prompt is evaluated in batches of UBATCH tokens (its default, which
+# the agent asks for); the KV cache is looked at in steps of KV_STEP tokens, and from SPLIT_KV on
+# the threads share the tokens of each head, where before they share the heads.
+UBATCH, KV_STEP, SPLIT_KV = 512, 256, 512
+OTHER = "other MB"  # price of a number type that no measured shape had
+Features = dict[str, float]
 
 
 class Cost(Record):
-    """What a shape costs: time to first token, each further token, peak RAM, file size."""
+    """What a shape costs for one kind of request.
+
+    Attributes:
+        ttft_ms: Time to the first new token.
+        token_ms: Mean time of each further one.
+        ram_bytes: Peak RAM of the process, all included.
+        file_bytes: The file, which is mapped into RAM.
+        kv_cache_bytes: Keys and values of the whole context.
+        repacked_bytes: Second copy of the weights that the kernels of the CPU want.
+    """
 
     ttft_ms: float
     token_ms: float
     ram_bytes: float
     file_bytes: float
+    kv_cache_bytes: float = 0.0
+    repacked_bytes: float = 0.0
 
     def latency_ms(self, n_new: int) -> float:
         """Milliseconds for a whole request of `n_new` tokens, the first one included."""
@@ -52,40 +75,156 @@ class Cost(Record):
 
 
 class CostModel(Record):
-    """Fitted coefficients by metric, and the worst relative residual of each fit.
-
-    Weights are counted in millions, to keep the numbers of one size.
+    """Fitted prices by metric and feature, and how far they are off.
 
     Attributes:
-        coefficients: By metric, what `features` are multiplied with.
+        prices: By metric (`METRICS` and `repacked_bytes`), what each feature costs.
         worst_residual: By metric, the largest relative error on the measured shapes.
+        error: By metric, the relative error to expect of a prediction: typical (one sigma) over
+            the measured shapes, each predicted by a fit to the others.
         quant: Number format of the files.
-        header_bytes: What a file holds besides its tensors: metadata, the tokenizer.
+        threads: CPU threads.
+        metadata_bytes: What a file holds before the list of its tensors: numbers, the tokenizer.
     """
 
-    coefficients: dict[str, tuple[float, float, float, float]]
+    prices: dict[str, Features]
     worst_residual: dict[str, float]
+    error: dict[str, float]
     quant: str
-    header_bytes: int
+    threads: int
+    metadata_bytes: int
 
-    def predict(self, shape: LlamaShape) -> Cost:
-        """Predict the cost of a shape."""
-        row = features(shape)
-        fitted = {name: float(row @ self.coefficients[name]) for name in METRICS}
-        return Cost(file_bytes=tensor_bytes(shape, self.quant) + self.header_bytes, **fitted)
+    def predict(
+        self, shape: LlamaShape, n_prompt: int, n_new: int, n_ctx: int | None = None
+    ) -> Cost:
+        """Predict the cost of a request.
 
-    def with_header_of(self, shape: LlamaShape, file_bytes: int) -> CostModel:
-        """Return the model for files with the header of a real one; profiled ones lack a tokenizer.
-
-        A header also lists the tensors, some 500 bytes for each layer, which is left out: files of
-        fewer layers are smaller than predicted by that.
+        Args:
+            shape: The shape.
+            n_prompt: Prompt tokens.
+            n_new: New tokens.
+            n_ctx: Tokens that the context holds; those of the request when None.
         """
-        header = file_bytes - tensor_bytes(shape, self.quant)
-        return self.model_copy(update={"header_bytes": header})
+        room = context_tokens(n_prompt, n_new, n_ctx)
+        file = file_bytes(shape, self.quant, self.metadata_bytes)
+        repacked = self._price(REPACKED, repack_features(shape, self.quant))
+        kv = kv_cache_bytes(shape, room)
+        rest = self._price("ram_bytes", ram_features(shape, n_prompt))
+        return Cost(
+            ttft_ms=self._price("ttft_ms", prompt_features(shape, self.quant, n_prompt)),
+            token_ms=self._price("token_ms", token_features(
+                shape, self.quant, n_prompt, n_new, room, self.threads)),
+            ram_bytes=file + repacked + kv + rest,
+            file_bytes=file,
+            kv_cache_bytes=kv,
+            repacked_bytes=repacked,
+        )
+
+    def fixed(self, shape: LlamaShape, n_prompt: int) -> Cost:
+        """Return the part of a cost that no pruning removes: what a model without layers takes."""
+        file = outer_bytes(shape, self.quant) + self.metadata_bytes
+        head = {"head MB": weights_read(shape, self.quant)[HEAD] / 1e6}
+        rest = ram_features(shape, n_prompt)
+        return Cost(
+            ttft_ms=self._price("ttft_ms", {"batch": -(-n_prompt // UBATCH), **head}),
+            token_ms=self._price("token_ms", {"token": 1.0, **head}),
+            ram_bytes=file + self._price("ram_bytes", {
+                name: rest[name] for name in ("process", "logits")}),
+            file_bytes=file,
+        )
+
+    def _price(self, metric: str, features: Features) -> float:
+        prices = self.prices[metric]
+        other = prices.get(OTHER, 0.0)
+        return sum(amount * prices.get(name, other) for name, amount in features.items())
 
 
-def features(shape: LlamaShape) -> NDArray[np.float64]:
-    """Return what the cost of a shape is linear in, `(4,)`."""
-    layers = shape.num_hidden_layers
-    return np.array([1.0, layers, layers * shape.attention_weights / 1e6,
-                     layers * shape.ffn_weights / 1e6])
+def roofline_token_ms(shape: LlamaShape, quant: str, read_bytes_per_s: float) -> float:
+    """Return the least milliseconds for a token: its weights read once at the memory's speed.
+
+    Of the two roofs of the roofline model (Williams et al., 2009) the one that decoding is under.
+    """
+    return sum(weights_read(shape, quant).values()) * 1e3 / read_bytes_per_s
+
+
+def token_features(
+    shape: LlamaShape, quant: str, n_prompt: int, n_new: int, n_ctx: int, threads: int
+) -> Features:
+    """Return what the time of a further token is linear in, as a mean over a request's."""
+    heads = _busiest_heads(shape.num_attention_heads, n_prompt, n_new, n_ctx, threads)
+    attention = shape.num_hidden_layers * shape.head_dim * heads / 1e6
+    return {"token": 1.0, "layer": float(shape.num_hidden_layers), "attention": attention,
+            **{f"{name} MB": size / 1e6 for name, size in weights_read(shape, quant).items()}}
+
+
+@lru_cache(maxsize=4096)
+def _busiest_heads(heads: int, n_prompt: int, n_new: int, n_ctx: int, threads: int) -> float:
+    """Return how many keys the busiest thread looks at for a further token, as a mean."""
+    depths = range(n_prompt + 1, n_prompt + n_new)
+    return sum(keys_looked_at(heads, depth, n_ctx, threads) for depth in depths) / len(depths)
+
+
+def keys_looked_at(heads: int, depth: int, n_ctx: int, threads: int) -> int:
+    """Return how many keys the busiest thread looks at in one layer for one token.
+
+    Every query head looks at `depth` tokens. Below `SPLIT_KV` the threads share out the heads, from
+    there on the cells of the cache, of which the last ones may be empty
+    (`ggml_compute_forward_flash_attn_ext_f16`).
+    """
+    cells = min(n_ctx, max(KV_STEP, _up(depth, KV_STEP)))
+    if cells >= SPLIT_KV:
+        return heads * min(depth, -(-cells // threads))
+    return -(-heads // threads) * depth
+
+
+def prompt_features(shape: LlamaShape, quant: str, n_prompt: int) -> Features:
+    """Return what the time to the first token is linear in."""
+    layers, batches = shape.num_hidden_layers, -(-n_prompt // UBATCH)
+    read = dict(weights_read(shape, quant))
+    head = read.pop(HEAD)
+    # a token looks at those before it; tiles of 64
+    looks = n_prompt * (n_prompt + 64) / 2
+    # kernels take tokens in fours, and those left over one by one, as in decoding
+    left_over = n_prompt % 4
+    return {"batch": float(batches), "layer": float(batches * layers),
+            "weights MB": batches * sum(read.values()) / 1e6, "head MB": head / 1e6,
+            "left over MB": left_over * sum(read.values()) / 1e6,
+            "token layer": n_prompt * layers / 1e3,
+            "attention": layers * shape.num_attention_heads * shape.head_dim * looks / 1e6,
+            **{f"{name} MB": n_prompt * size / 1e8 for name, size in read.items()}}
+
+
+def ram_features(shape: LlamaShape, n_prompt: int) -> Features:
+    """Return what RAM beside file, repacked weights and KV cache is linear in."""
+    batch = min(n_prompt, UBATCH)
+    heads = shape.num_attention_heads * shape.head_dim
+    return {"process": 1.0, "layer": float(shape.num_hidden_layers),
+            "activations": batch * (shape.hidden_size + heads) / 1e6,
+            "FFN activations": batch * shape.intermediate_size / 1e6,
+            "logits": shape.vocab_size / 1e6}
+
+
+def repack_features(shape: LlamaShape, quant: str) -> Features:
+    """Return the bytes of each number type that a CPU's kernels may want in an order of their own.
+
+    A tied head is repacked like the others; the embedding itself stays as it is in the file.
+    """
+    read = weights_read(shape, quant)
+    kind, head = head_type(shape, quant), read.pop(HEAD)
+    return {f"{name} stored": float(size) for name, size in
+            {**read, kind: read.get(kind, 0) + head}.items()}
+
+
+def kv_cache_bytes(shape: LlamaShape, n_ctx: int) -> int:
+    """Return the bytes of the keys and values of a context, kept in F16."""
+    return (2 * 2 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim
+            * _up(n_ctx, KV_STEP))
+
+
+def context_tokens(n_prompt: int, n_new: int, n_ctx: int | None) -> int:
+    """Return the tokens that a context is made for: whole steps of the KV cache."""
+    return _up(max(n_ctx or 0, n_prompt + n_new), KV_STEP)
+
+
+def _up(number: int, step: int) -> int:
+    return -(-number // step) * step

@@ -10,29 +10,36 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from edgeprune.cost import CostModel
+from edgeprune.demanding import choose_format, median_limits
 from edgeprune.device.measure import Comparison, Measurement, Workload
-from edgeprune.device.session import open_device
+from edgeprune.device.session import Device, open_device
 from edgeprune.device.target import load_target
 from edgeprune.errors import DeviceError, UsageError
 from edgeprune.export.gguf import check_format
+from edgeprune.judging import Judgement, judge, judge_quality, requests_needed, verdict
 from edgeprune.model.checkpoint import Checkpoint
-from edgeprune.model.cuts import Cuts
+from edgeprune.model.shape import LlamaShape
 from edgeprune.model.source import resolve_model
-from edgeprune.planning.budget import Budget, Metric, parse_budget, value_of, violation
+from edgeprune.planning.aim import MARGIN
+from edgeprune.planning.bounds import check_demand
+from edgeprune.planning.budget import Budget, Metric, read_budget
+from edgeprune.planning.demand import Demand
 from edgeprune.planning.greedy import Plan
 from edgeprune.profiling.profile import Profile, cost_of
+from edgeprune.profiling.threads import best_threads
 from edgeprune.records import Record, Verdict, write_text
 from edgeprune.report.outcome import Outcome, figures_of
-from edgeprune.report.render import limits_in_words, plan_lines, report
+from edgeprune.report.render import limits_in_words, measured_in_words, plan_lines, report
 from edgeprune.rundir import RunDirectory
 from edgeprune.stages import Stages
 
 ROUNDS = 3
-REQUESTS, EMULATED_REQUESTS = 10, 3
+REQUESTS, EMULATED_REQUESTS = 10, 6
+AUTO, DEFAULT_QUANT = "auto", "Q4_K_M"
 Say = Callable[[str], None]
 
 
@@ -42,10 +49,11 @@ class Options(Record):
     Attributes:
         model: `smollm2`, a checkpoint directory or a GGUF file.
         target: Name of a target.
-        budget: In the grammar of `edgeprune.planning.budget`.
-        quant: Number format, one of `edgeprune.model.quantization.FORMATS`.
+        budget: In the grammar of `edgeprune.planning.budget`, or the path of a TOML file.
+        quant: Number format, one of `edgeprune.model.quantization.FORMATS`, or `auto`.
+        threads: CPU threads; `auto` measures which number is best; the target's when None.
         name: Name of the run directory; made from the rest when None.
-        requests: Measured requests; 10 when None, 3 on an emulated target.
+        requests: Measured requests; 10 when None, 6 on an emulated target.
         fresh: Start over instead of going on with what the run directory holds.
         runs: Where run directories are.
         targets: Where target files are.
@@ -55,7 +63,8 @@ class Options(Record):
     model: str
     target: str
     budget: str
-    quant: str = "Q4_K_M"
+    quant: str = DEFAULT_QUANT
+    threads: str | None = None
     name: str | None = None
     requests: int | None = None
     fresh: bool = False
@@ -79,13 +88,13 @@ class _Round(Record):
     Attributes:
         plan: What was cut.
         measured: The artifact and, beside it, the unpruned model.
-        limits: What the artifact is judged by.
-        verdict: The judgement.
+        judgements: Of each constraint of cost.
+        verdict: What they come to.
     """
 
     plan: Plan
     measured: Comparison
-    limits: dict[Metric, float]
+    judgements: tuple[Judgement, ...]
     verdict: Verdict
 
 
@@ -100,40 +109,76 @@ def run(options: Options, *, say: Say = lambda _: None, notify: Say = lambda _: 
     Raises:
         EdgePruneError: See `edgeprune.errors`; nothing that was finished is lost.
     """
-    budget, quant = parse_budget(options.budget), check_format(options.quant)
+    with _begun(options, say, notify) as (stages, budget):
+        baseline = _baseline(stages, say, keep=budget.is_relative)
+        chosen, demand, profiled = choose_format(
+            stages, budget, baseline, auto=options.quant == AUTO, say=say)
+        return _finish(chosen, budget, _rounds(chosen, baseline, demand, profiled, say))
+
+
+def plan_only(
+    options: Options, *, say: Say = lambda _: None, notify: Say = lambda _: None
+) -> tuple[Plan, Demand]:
+    """Profile and plan; nothing is built, and only synthetic models run on the target.
+
+    Percentages are of the unpruned model as predicted. Returns the plan and what it was to hold.
+
+    Raises:
+        EdgePruneError: See `edgeprune.errors`.
+    """
+    with _begun(options, say, notify) as (stages, budget):
+        chosen, demand, profiled = choose_format(
+            stages, budget, None, auto=options.quant == AUTO, say=say)
+        check_demand(chosen.checkpoint.shape, demand, profiled.read_bytes_per_s)
+        plan = chosen.plan(0, demand)
+        plan.write(stages.run.path / "plan.json")
+        return plan, demand
+
+
+@contextmanager
+def _begun(options: Options, say: Say, notify: Say) -> Iterator[tuple[Stages, Budget]]:
+    """Open what a run works with: the model, the target, the run directory."""
+    budget = read_budget(options.budget)
+    quant = AUTO if options.quant == AUTO else check_format(options.quant)
     target = load_target(options.target, options.targets)
     name, directory = resolve_model(options.model, notify=notify)
     checkpoint = Checkpoint(directory)
+    if (longest := checkpoint.shape.max_position_embeddings) < budget.n_ctx:
+        raise UsageError(f"the budget needs a context of {budget.n_ctx} tokens, the model was made "
+                         f"for {longest}", remedy="ask for fewer tokens")
     request = _Request(model=name, target=target.name, budget=budget, quant=quant)
     run_directory = _open_run(options, request)
     with open_device(target, notify=notify) as device:
         say(f"target {target.name}: {device.facts.describe()}")
         say(f"model {name}: {checkpoint.shape.describe()}")
-        requests = options.requests or (EMULATED_REQUESTS if device.facts.emulated else REQUESTS)
-        workload = Workload(n_prompt=budget.n_prompt, n_new=budget.n_new, requests=requests)
-        stages = Stages(name=name, checkpoint=checkpoint, quant=quant, workload=workload,
-                        device=device, run=run_directory, profiles=options.profiles)
-        baseline = _baseline(stages, say, keep=budget.is_relative)
-        profiled = stages.profile()
-        say(_profile_in_words(profiled))
-        model = profiled.model.with_header_of(checkpoint.shape, baseline.file_bytes)
-        return _finish(stages, budget, _rounds(stages, budget, baseline, model, say))
+        usual = EMULATED_REQUESTS if device.facts.emulated else REQUESTS
+        workload = Workload(n_prompt=budget.n_prompt, n_new=budget.n_new, n_ctx=budget.context,
+                            requests=options.requests or max(usual, requests_needed(budget)))
+        reference = DEFAULT_QUANT if quant == AUTO else quant
+        set_threads(device, options.threads, checkpoint.shape, reference, options.profiles, say)
+        yield Stages(name=name, checkpoint=checkpoint, quant=reference, reference=reference,
+                     workload=workload, device=device, run=run_directory,
+                     profiles=options.profiles), budget
 
 
-def judge(
-    values: Mapping[Metric, float], limits: Mapping[Metric, float], doubts: Collection[str]
-) -> Verdict:
-    """Return what measured values say about limits; nothing disturbed is ever met. Pure."""
-    if doubts:
-        return Verdict.INCONCLUSIVE
-    return Verdict.MISSED if violation(values, limits) > 0 else Verdict.MET
+def set_threads(
+    device: Device, asked: str | None, shape: LlamaShape, quant: str, profiles: Path, say: Say
+) -> None:
+    """Set how many CPU threads the target uses, as the user asked.
 
-
-def measured_values(measurement: Measurement) -> dict[Metric, float]:
-    """Return every metric of a measurement; latency is the p50 of whole requests."""
-    cost = cost_of(measurement)
-    values = {m: value_of(m, cost, measurement.workload.n_new) for m in Metric}
-    return {**values, Metric.LATENCY: measurement.latency_ms(50)}
+    Raises:
+        UsageError: Neither a number of its CPUs nor `auto`.
+    """
+    if asked == AUTO:
+        found = best_threads(device, shape, quant, profiles)
+        device.threads = found.chosen
+        tried = ", ".join(f"{n}: {ms:.0f} ms" for n, ms in sorted(found.request_ms.items()))
+        say(f"threads: {found.chosen} (a request with {tried})")
+    elif asked is not None:
+        if not asked.isdecimal() or not 1 <= int(asked) <= device.facts.cpus:
+            raise UsageError(f"{device.target.name} has {device.facts.cpus} CPUs", got=asked,
+                             remedy="--threads takes 'auto' or a number from 1 to that")
+        device.threads = int(asked)
 
 
 def _baseline(stages: Stages, say: Say, *, keep: bool) -> Measurement:
@@ -148,65 +193,84 @@ def _baseline(stages: Stages, say: Say, *, keep: bool) -> Measurement:
         raise DeviceError(
             f"the unpruned model ({size / 2**20:.0f} MiB) does not fit the RAM of "
             f"{stages.device.target.name} ({facts.ram_bytes / 2**20:.0f} MiB), and edgeprune "
-            "measures it there first", remedy="start from a smaller model or a smaller --quant",
+            "measures it there first", remedy="start from a smaller model or a smaller --quant, or "
+            "see what `edgeprune plan` predicts",
         )
     measured = stages.bench_baseline()
     if not keep:
         stages.device.forget(stages.device.remote_name(artifact))
-    say(f"unpruned, {stages.quant}: {_in_words(measured)}")
+    say(f"unpruned, {stages.reference}: {measured_in_words(measured)}")
     return measured
 
 
 def _rounds(
-    stages: Stages, budget: Budget, baseline: Measurement, model: CostModel, say: Say
+    stages: Stages, baseline: Measurement, demand: Demand, profiled: Profile, say: Say
 ) -> list[_Round]:
     """Plan, build, measure, and plan again with what was learnt, at most `ROUNDS` times.
 
     Machines drift: a budget that is relative to the unpruned model is judged against that model
-    measured beside the pruned one, not minutes earlier.
+    measured beside the pruned one, not minutes earlier. Where an interval held the limit, the next
+    plan stays further below it.
     """
     done: list[_Round] = []
-    shape, measured = stages.checkpoint.shape, baseline
-    limits = budget.limits(measured_values(baseline))
+    budget = demand.budget
     while True:
         number = len(done) + 1
-        say(f"budget: {limits_in_words(limits)}")
-        factors = cost_of(measured).ratios(model.predict(shape))
-        plan = stages.plan(number, budget, limits, model, factors)
+        say(f"budget: {limits_in_words(demand.limits)}")
+        check_demand(stages.checkpoint.shape, demand, profiled.read_bytes_per_s)
+        plan = stages.plan(number, demand)
         say("\n".join(plan_lines(plan)))
-        pair = stages.compare(number, plan.cuts, None if budget.is_relative else baseline)
-        shape, measured = plan.shape, pair.pruned
-        limits = budget.limits(measured_values(pair.baseline))
-        verdict = judge(measured_values(measured), limits, pair.disturbances)
-        done.append(_Round(plan=plan, measured=pair, limits=limits, verdict=verdict))
+        pair = stages.compare(
+            number, plan.cuts, None if budget.is_relative else baseline,
+            lambda found: verdict(judge(budget, found), ()) is not Verdict.INCONCLUSIVE)
+        judgements = tuple(judge(budget, pair))
+        done.append(_Round(plan=plan, measured=pair, judgements=judgements,
+                           verdict=verdict(judgements, pair.disturbances)))
         if budget.is_relative:
-            say(f"round {number}, unpruned again: {_in_words(pair.baseline)}")
-        say(f"round {number}, pruned: {_in_words(measured)}: {verdict}")
-        if verdict is not Verdict.MISSED or number == ROUNDS:
+            say(f"round {number}, unpruned again: {measured_in_words(pair.baseline)}")
+        say(f"round {number}, pruned: {measured_in_words(pair.pruned)}: {done[-1].verdict}")
+        if done[-1].verdict is Verdict.MET or pair.disturbances or number == ROUNDS:
             return done
         if stages.artifact.is_file():
             stages.device.forget(stages.device.remote_name(stages.artifact))
+        demand = _corrected(demand, plan, pair, judgements)
+
+
+def _corrected(
+    demand: Demand, plan: Plan, pair: Comparison, judgements: Sequence[Judgement]
+) -> Demand:
+    """Return what the next round's plan has to hold, after what this one's measurement showed."""
+    factors = cost_of(pair.pruned).ratios(demand.unscaled(plan.shape))
+    # where the limit lies within the interval: its upper half
+    doubt = max((j.measured.high / j.measured.point - 1 for j in judgements
+                 if j.measured.is_bounded), default=0.0)
+    return demand.model_copy(update={
+        "limits": median_limits(demand.budget, pair.baseline), "factors": factors,
+        "margin": MARGIN + doubt})
 
 
 def _finish(stages: Stages, budget: Budget, rounds: list[_Round]) -> Outcome:
-    """Take the perplexities; write the final records and the report."""
+    """Judge the quality; write the final records and the report."""
     device, last = stages.device, rounds[-1]
     unpruned, artifact = stages.export_baseline(), stages.build(last.plan.cuts)
     # on a remote target the artifact stays: it is what was asked for
     device_path = None if device.target.is_local else device.put_model(artifact)
     for file in (unpruned, *([artifact] if device.target.is_local else [])):
         device.forget(device.remote_name(file))
-    before = stages.perplexity("quality-before", unpruned, Cuts())
-    after = stages.perplexity("quality-after", artifact, last.plan.cuts)
+    before = stages.perplexity("quality-before", unpruned, stages.baseline_key)
+    after = stages.perplexity("quality-after", artifact, stages.artifact_key(last.plan.cuts))
+    quality = {Metric.PPL_RATIO: after / before}
+    if Metric.KL in budget.quality_limits:
+        quality[Metric.KL] = stages.divergence(last.plan.cuts)
+    judgements = (*last.judgements, *judge_quality(budget, quality))
     baseline, pruned = last.measured.baseline, last.measured.pruned
-    values = measured_values(pruned)
     result = Outcome(
         model=stages.name, target=device.target.name, facts=device.facts,
-        emulated=device.facts.emulated, budget=budget, quant=stages.quant, verdict=last.verdict,
-        disturbances=last.measured.disturbances,
-        values={metric: values[metric] for metric in last.limits}, limits=last.limits,
-        rounds=len(rounds), requests=stages.workload.requests,
-        system_info=pruned.system_info, plan=last.plan,
+        emulated=device.facts.emulated, budget=budget, quant=stages.quant,
+        reference=stages.reference, threads=device.threads,
+        verdict=verdict(judgements, last.measured.disturbances),
+        disturbances=last.measured.disturbances, judgements=judgements, rounds=len(rounds),
+        requests=pruned.workload.requests, system_info=pruned.system_info, plan=last.plan,
         before=figures_of(baseline, before), after=figures_of(pruned, after),
         directory=stages.run.path, artifact=artifact, device_path=device_path,
     )
@@ -243,19 +307,3 @@ def _name_of(request: _Request) -> str:
     for sign, word in {"<": "-max-", ">": "-min-", "%": "pct"}.items():
         text = text.replace(sign, word)
     return re.sub(r"[^a-z0-9._]+", "-", text).strip("-.")
-
-
-def _in_words(m: Measurement) -> str:
-    emulated = ", emulated" if m.emulated else ""
-    return (f"p50 {m.latency_ms(50):.0f} ms for {m.workload.n_new} tokens after "
-            f"{m.workload.n_prompt}, {m.workload.requests} requests "
-            f"({m.decode_tokens_per_s:.1f} tokens/s, "
-            f"{m.memory.peak_bytes / 2**20:.0f} MiB{emulated})")
-
-
-def _profile_in_words(found: Profile) -> str:
-    errors = found.model.worst_residual
-    where = " on a busy machine" if found.is_disturbed else ""
-    return (f"profile: {len(found.samples)} shapes measured{where}; the fit is off by at most "
-            f"{errors['token_ms']:.1%} for a token, {errors['ttft_ms']:.1%} for the prompt, "
-            f"{errors['ram_bytes']:.1%} for RAM")

@@ -6,23 +6,23 @@ missing or their inputs have changed. The order of the stages is `edgeprune.pipe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from torch import Tensor
 
-from edgeprune.cost import CostModel
 from edgeprune.data import shipped_text
 from edgeprune.device.measure import Comparison, Measurement, Workload, measure, send
 from edgeprune.device.session import Device
 from edgeprune.errors import InputError
-from edgeprune.export.gguf import export_gguf
+from edgeprune.export.gguf import export_gguf, header_of
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import Cuts, Kept, kept_in_layer, kept_layers
 from edgeprune.model.tokenizer import tokenizer_of
-from edgeprune.planning.budget import Budget, Metric
+from edgeprune.planning.demand import Demand
 from edgeprune.planning.greedy import Plan, make_plan
 from edgeprune.profiling.profile import Profile, profile
 from edgeprune.pruning.calibration import calibration_tokens
@@ -33,9 +33,13 @@ from edgeprune.pruning.sensitivity import (
     measure_importance,
 )
 from edgeprune.pruning.surgery import prune
+from edgeprune.quality.divergence import Divergence, divergence
 from edgeprune.quality.perplexity import Quality, perplexity
 from edgeprune.records import digest, file_digest
 from edgeprune.rundir import RunDirectory
+
+# Requests of a comparison that says too little are added to, up to so many times the first number.
+MOST = 4
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Stages:
         name: Short name of the model.
         checkpoint: The unpruned model.
         quant: Number format of the artifact.
+        reference: Number format of the unpruned model that it is compared with.
         workload: The requests that are measured.
         device: The open target.
         run: Where outputs lie.
@@ -55,6 +60,7 @@ class Stages:
     name: str
     checkpoint: Checkpoint
     quant: str
+    reference: str
     workload: Workload
     device: Device
     run: RunDirectory
@@ -78,6 +84,18 @@ class Stages:
     def _calibration_key(self) -> str:
         return digest(self.model_key, shipped_text("calibration"))
 
+    @cached_property
+    def metadata_bytes(self) -> int:
+        """Bytes of an artifact before the list of its tensors, the tokenizer included."""
+        with TemporaryDirectory() as scratch:
+            return header_of(self.checkpoint.shape, self.quant, Path(scratch), self.tokenizer,
+                             self.name).metadata_bytes
+
+    @property
+    def baseline_key(self) -> str:
+        """Identify the unpruned model in its number format."""
+        return digest(self.model_key, Cuts(), self.reference)
+
     def artifact_key(self, cuts: Cuts) -> str:
         """Identify the artifact that cuts lead to."""
         return digest(self._calibration_key if cuts.narrows_layers else self.model_key, cuts,
@@ -86,37 +104,50 @@ class Stages:
     @property
     def artifact(self) -> Path:
         """Path of the pruned artifact."""
-        return self.run.path / "artifact" / self._artifact_name
-
-    @property
-    def _artifact_name(self) -> str:
-        return f"{self.name}-{self.quant}.gguf"
+        return self.run.path / "artifact" / f"{self.name}-{self.quant}.gguf"
 
     # --- the stages ------------------------------------------------------------------------------
 
     def export_baseline(self) -> Path:
         """Export the unpruned model."""
-        return self.run.make("baseline-export", self.artifact_key(Cuts()),
-                             f"baseline/{self._artifact_name}",
-                             lambda path: self._export(self.checkpoint, path))
+        return self.run.make("baseline-export", self.baseline_key,
+                             f"baseline/{self.name}-{self.reference}.gguf",
+                             lambda path: self._export(self.checkpoint, path, self.reference))
 
     def profile(self) -> Profile:
         """Profile the target for shapes around this model's."""
-        found = profile(self.device, self.checkpoint.shape, self.quant, self.workload,
-                        self.profiles)
+        found = profile(self.device, self.checkpoint.shape, self.quant, self.profiles)
         found.write(self.run.path / "profile.json")
         return found
 
-    def plan(
-        self, number: int, budget: Budget, limits: Mapping[Metric, float], model: CostModel,
-        factors: Mapping[str, float],
-    ) -> Plan:
-        """Choose the cuts of a round, with predictions multiplied by `factors`."""
-        key = digest(self._calibration_key, budget, dict(limits), model, dict(factors))
-        return self.run.record(f"plan-{number}", key, f"rounds/{number}/plan.json", Plan, lambda: (
-            make_plan(self.checkpoint.shape, budget, limits,
-                      lambda shape: model.predict(shape).scaled(factors),
-                      self._score, model.worst_residual)))
+    def plan(self, number: int, demand: Demand) -> Plan:
+        """Choose the cuts of a round."""
+        key = digest(self._calibration_key, self.checkpoint.shape, demand)
+        name = f"plan-{number}" + ("" if self.quant == self.reference else f"-{self.quant}")
+        return self.run.record(name, key, f"rounds/{number}/{name}.json", Plan, lambda: make_plan(
+            self.checkpoint.shape, demand.budget, demand.limits, demand.predict, self._score,
+            demand.model.error, margin=demand.margin))
+
+    def quantization_loss(self) -> float:
+        """Return what the number format alone loses of the unpruned model, nats per token.
+
+        The mean KL divergence from its F16 file on the calibration text: the choice of a format is
+        not to know the evaluation text.
+        """
+        def make() -> Divergence:
+            exact = self.run.make(
+                "unpruned-F16", digest(self.model_key, "F16"), "quantization/F16.gguf",
+                lambda path: self._export(self.checkpoint, path, "F16"))
+            quantized = exact.with_name(f"{self.quant}.gguf")
+            try:
+                self._export(self.checkpoint, quantized, self.quant)
+                return divergence(quantized, exact, text="calibration", notify=self.device.notify)
+            finally:
+                quantized.unlink(missing_ok=True)
+
+        key = digest(self.model_key, self.quant, shipped_text("calibration"))
+        return self.run.record(f"quantization-{self.quant}", key,
+                               f"quantization/{self.quant}.json", Divergence, make).kl_mean
 
     def build(self, cuts: Cuts) -> Path:
         """Cut the weights and export the artifact."""
@@ -124,16 +155,19 @@ class Stages:
                               lambda path: self._compress(cuts, path))
         return self.run.make("export", self.artifact_key(cuts),
                              str(self.artifact.relative_to(self.run.path)),
-                             lambda path: self._export(Checkpoint(model), path))
+                             lambda path: self._export(Checkpoint(model), path, self.quant))
 
     def bench_baseline(self) -> Measurement:
         """Measure the unpruned model on the target; a disturbed measurement is taken again."""
         return self.run.record(
-            "baseline-bench", self._bench_key(Cuts()), "baseline/bench.json", Measurement,
-            lambda: self._measure("the unpruned model", self.export_baseline())[0],
+            "baseline-bench", self._bench_key(self.baseline_key), "baseline/bench.json",
+            Measurement, lambda: self._measure("the unpruned model", self.export_baseline())[0],
             usable=lambda known: not known.disturbances)
 
-    def compare(self, number: int, cuts: Cuts, baseline: Measurement | None) -> Comparison:
+    def compare(
+        self, number: int, cuts: Cuts, baseline: Measurement | None,
+        is_decided: Callable[[Comparison], bool],
+    ) -> Comparison:
         """Build and measure a round's artifact; a disturbed comparison is made again.
 
         Args:
@@ -141,26 +175,41 @@ class Stages:
             cuts: What is removed.
             baseline: The unpruned model as measured before; None measures it in turn with the
                 pruned one.
+            is_decided: Tells whether what was measured says enough. As long as it does not, more
+                requests are measured, up to `MOST` times the workload's.
         """
-        def make() -> Comparison:
-            artifact = self.build(cuts)
+        def once() -> Comparison:
             if baseline is not None:
-                (pruned,) = self._measure("the pruned model", artifact)
+                (pruned,) = self._measure("the pruned model", self.build(cuts))
                 return Comparison(baseline=baseline, pruned=pruned, paired=False)
             beside, pruned = self._measure("unpruned and pruned model in turn",
-                                           self.export_baseline(), artifact)
+                                           self.export_baseline(), self.build(cuts))
             return Comparison(baseline=beside, pruned=pruned, paired=True)
 
+        def make() -> Comparison:
+            found = once()
+            for _ in range(MOST - 1):
+                if found.disturbances or is_decided(found):
+                    break
+                found = found.joined(once())
+            return found
+
         return self.run.record(
-            f"bench-{number}", digest(self._bench_key(cuts), baseline is None),
+            f"bench-{number}", digest(self._bench_key(self.artifact_key(cuts)), baseline is None),
             f"rounds/{number}/bench.json", Comparison, make,
             usable=lambda known: not known.disturbances)
 
-    def perplexity(self, stage: str, artifact: Path, cuts: Cuts) -> float:
-        """Take the perplexity of an artifact, here."""
-        key = digest(self.artifact_key(cuts), shipped_text("evaluation"))
-        return self.run.record(stage, key, f"{stage}.json", Quality,
-                               lambda: perplexity(artifact, notify=self.device.notify)).perplexity
+    def perplexity(self, stage: str, artifact: Path, key: str) -> float:
+        """Take the perplexity of the artifact that `key` identifies, here."""
+        return self.run.record(stage, digest(key, shipped_text("evaluation")), f"{stage}.json",
+                               Quality, lambda: perplexity(
+                                   artifact, notify=self.device.notify)).perplexity
+
+    def divergence(self, cuts: Cuts) -> float:
+        """Take the artifact's mean KL divergence from the unpruned model, here; nats per token."""
+        key = digest(self.artifact_key(cuts), self.baseline_key, shipped_text("evaluation"))
+        return self.run.record("divergence", key, "divergence.json", Divergence, lambda: divergence(
+            self.build(cuts), self.export_baseline(), notify=self.device.notify)).kl_mean
 
     # --- how they are done -----------------------------------------------------------------------
 
@@ -168,13 +217,13 @@ class Stages:
         subjects = [send(self.device, artifact) for artifact in artifacts]
         return measure(self.device, subjects, self.workload, f"measuring {what}")
 
-    def _bench_key(self, cuts: Cuts) -> str:
-        return digest(self.artifact_key(cuts), self.device.facts.identity(), self.device.threads,
+    def _bench_key(self, artifact_key: str) -> str:
+        return digest(artifact_key, self.device.facts.identity(), self.device.threads,
                       self.workload)
 
-    def _export(self, checkpoint: Checkpoint, path: Path) -> None:
-        self.device.notify(f"writing {self._artifact_name}")
-        export_gguf(checkpoint, self.tokenizer, path, quant=self.quant, name=self.name)
+    def _export(self, checkpoint: Checkpoint, path: Path, quant: str) -> None:
+        self.device.notify(f"writing {self.name} as {quant} GGUF")
+        export_gguf(checkpoint, self.tokenizer, path, quant=quant, name=self.name)
 
     def _compress(self, cuts: Cuts, path: Path) -> None:
         self.device.notify("cutting the weights")

@@ -13,7 +13,7 @@ from tests.conftest import Cli
 
 RUN = ("run", "MODEL", "--target", "local", "--budget", "100 tokens < 75%")
 COMMANDS: tuple[list[str], ...] = (
-    [], ["run"], ["export"], ["bench"], ["target"], ["target", "list"],
+    [], ["run"], ["plan"], ["profile"], ["export"], ["bench"], ["target"], ["target", "list"],
     ["target", "check"], ["target", "probe"], ["target", "setup"],
 )
 
@@ -109,6 +109,20 @@ def test_this_machine_is_probed(cli: Cli) -> None:
 def test_the_local_runtime_tells_its_kernels(cli: Cli) -> None:
     done = cli("target", "setup", "local", "--json")
     assert "CPU" in json.loads(done.stdout)["system_info"]
+
+
+def test_a_shape_is_profiled_without_weights(cli: Cli, small: Path, tmp_path: Path) -> None:
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare/config.json").write_text((small / "config.json").read_text())
+    done = cli("profile", "bare", "--target", "local", "--threads", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["threads"] == 1
+    assert found["model"]["prices"]["token_ms"]
+    assert found["samples"][0]["measurement"]["token_ns"]
+    shown = cli("profile", "bare", "--target", "local", "--threads", "1").stdout
+    for part in ("kB sent", "roofline", "KV cache", "profile: profiles/local/"):
+        assert part in shown
 
 
 def test_export_and_bench(cli: Cli, small: Path, tmp_path: Path) -> None:

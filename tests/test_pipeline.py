@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,8 +16,6 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from edgeprune.model.checkpoint import Checkpoint
-from edgeprune.pipeline import judge
-from edgeprune.planning.budget import Metric
 from edgeprune.records import Verdict
 from tests.conftest import Cli, cli_argv
 from tests.test_cli import assert_one_line
@@ -31,8 +31,10 @@ def test_a_run_holds_its_budget_and_leaves_everything(
     done = cli("run", str(small), *SIZE, "--json")
     assert done.returncode in QUIET_OR_NOT, done.stderr
     outcome = json.loads(done.stdout)
-    assert outcome["values"]["file_bytes"] <= outcome["limits"]["file_bytes"]
-    assert outcome["requests"] == 10
+    size = next(j for j in outcome["judgements"] if j["metric"] == "file_bytes")
+    assert size["verdict"] == "met"
+    assert size["measured"]["point"] == outcome["plan"]["cost"]["file_bytes"] <= size["limit"]
+    assert outcome["requests"] >= 10
     run = tmp_path / "runs/r"
     for name in ("request.json", "profile.json", "plan.json", "bench.json", "run.json",
                  "report.md", "sensitivity.jsonl"):
@@ -61,7 +63,9 @@ def test_an_impossible_budget_exits_3_with_the_bound(cli: Cli, small: Path) -> N
     done = cli("run", str(small), "--target", "local", "--budget", "4 tokens after 8 < 1 us")
     assert done.returncode == 2  # no such unit
     done = cli("run", str(small), "--target", "local", "--budget", "size < 100 KB")
-    assert_one_line(done, 3, "at best", "nearest feasible budget is file size", "MiB")
+    assert_one_line(done, 3, "at best", "nearest feasible budget is file size", "MiB", "fixed")
+    done = cli("run", str(small), "--target", "local", "--budget", "4 tokens after 8 < 0.01 ms")
+    assert_one_line(done, 3, "roofline", "GB/s", "not even 2 tokens", "--quant")
 
 
 def test_a_run_directory_is_not_used_for_another_request(
@@ -141,9 +145,11 @@ def test_smollm2_runs_a_quarter_faster_measured(cli: Cli, tmp_path: Path) -> Non
     assert done.returncode == 0, done.stdout + done.stderr
     outcome = json.loads((tmp_path / "runs/r/run.json").read_text())
     assert outcome["verdict"] == "met"
-    assert outcome["after"]["latency_p50_ms"] <= 0.75 * outcome["before"]["latency_p50_ms"]
+    (latency,) = outcome["judgements"]
+    assert latency["measured"]["high"] <= latency["limit"]
+    assert latency["limit"] == pytest.approx(0.75 * outcome["before"]["latency_p50_ms"])
     assert outcome["plan"]["steps"]
-    assert len(json.loads((tmp_path / "runs/r/bench.json").read_text())["token_ns"]) == 10
+    assert len(json.loads((tmp_path / "runs/r/bench.json").read_text())["token_ns"]) >= 10
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "runs/r/model")
     assert model.config.num_hidden_layers < 30 or model.config.num_attention_heads < 9
     assert outcome["after"]["perplexity"] > outcome["before"]["perplexity"]
@@ -152,12 +158,70 @@ def test_smollm2_runs_a_quarter_faster_measured(cli: Cli, tmp_path: Path) -> Non
     shutil.rmtree(tmp_path / "runs")
 
 
-def test_nothing_disturbed_is_ever_met() -> None:
-    limits, good, bad = {Metric.RAM: 2.0}, {Metric.RAM: 1.0}, {Metric.RAM: 3.0}
-    assert judge(good, limits, ()) is Verdict.MET
-    assert judge(bad, limits, ()) is Verdict.MISSED
-    assert judge(good, limits, ("noise",)) is Verdict.INCONCLUSIVE
-    assert judge(bad, limits, ("noise",)) is Verdict.INCONCLUSIVE
+@pytest.mark.timeout(1800)
+def test_a_loaded_machine_is_inconclusive_whatever_it_measures(
+    cli: Cli, small: Path, tmp_path: Path
+) -> None:
+    """Keep one CPU busy from the outside; a budget that holds by far must not be called met."""
+    arguments = ("run", str(small), "--target", "local", "--name", "r", "--threads", "1",
+                 "--budget", "4 tokens after 8 < 1 min")
+    load = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        done = cli(*arguments)
+    finally:
+        load.kill()
+        load.wait()
+    assert done.returncode == Verdict.INCONCLUSIVE.exit_code, done.stdout + done.stderr
+    assert "inconclusive" in done.stdout
+    assert "other processes used" in done.stdout
+    assert "run again on a quiet machine" in done.stdout
+    for _ in range(3):  # what else runs here may disturb it too
+        done = cli(*arguments)
+        if done.returncode == 0:
+            break
+    assert done.returncode == 0
+    assert json.loads((tmp_path / "runs/r/run.json").read_text())["verdict"] == "met"
+
+
+def test_the_format_that_loses_least_is_taken(cli: Cli, small: Path, tmp_path: Path) -> None:
+    arguments = ("--target", "local", "--quant", "auto", "--name", "r",
+                 "--budget", "4 tokens after 8 < 1 min, size < 5 MB, ppl_ratio < 100, kl < 10")
+    done = cli("run", str(small), *arguments)
+    assert done.returncode in QUIET_OR_NOT, done.stderr
+    lost = {}
+    for line in done.stdout.splitlines():
+        if found := re.match(r"(Q\w+): loses ([\d.]+) nats per token by itself, (-?[\d.]+)", line):
+            lost[found[1]] = float(found[2]) + float(found[3])
+    assert set(lost) == {"Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0"}
+    best = min(lost, key=lambda quant: lost[quant])
+    assert f"format: {best} loses least" in done.stdout
+    outcome = json.loads((tmp_path / "runs/r/run.json").read_text())
+    assert (outcome["quant"], outcome["reference"]) == (best, "Q4_K_M")
+    assert {j["metric"]: j["verdict"] for j in outcome["judgements"]}["kl"] == "met"
+
+
+def test_a_plan_is_made_without_building_anything(cli: Cli, small: Path, tmp_path: Path) -> None:
+    arguments = ("plan", str(small), "--target", "local", "--budget", "decode > 120%",
+                 "--threads", "1", "--name", "r")
+    done = cli(*arguments, "--explain")
+    assert done.returncode == 0, done.stderr
+    for part in ("exact planner (HiGHS)", "gap", "predicted, not measured", "decode"):
+        assert part in done.stdout
+    made = json.loads((tmp_path / "runs/r/plan.json").read_text())
+    assert made["cuts"] != {"layers": [], "kv_groups": 0, "query_heads": 0, "ffn_channels": 0}
+    assert not (tmp_path / "runs/r/model").exists()
+    assert json.loads(cli(*arguments, "--json").stdout)["plan"] == made
+    assert_one_line(cli(*arguments[:-4], "--threads", "0"), 2, "CPUs", "auto")
+
+
+def test_a_budget_can_be_a_file_and_must_fit_the_model(
+    cli: Cli, small: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "b.toml").write_text('budget = ["size < 100 KB", "context >= 256"]\n')
+    done = cli("plan", str(small), "--target", "local", "--budget", "b.toml")
+    assert_one_line(done, 3, "size < 100 KB, context >= 256")
+    done = cli("plan", str(small), "--target", "local", "--budget", "size < 1 GB, context >= 9999")
+    assert_one_line(done, 2, "9999", "512")
 
 
 def _stamps(run: Path) -> dict[str, int]:

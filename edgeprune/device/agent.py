@@ -1,38 +1,25 @@
-"""The agent: one standard-library file that runs jobs on the target, and nothing else does.
+"""The agent: job control on the target. Standard library only, as is all that runs there.
 
     python3 agent.py start JOB    run JOB/job.json detached; returns at once
     python3 agent.py wait JOB S   wait up to S seconds, print the state as one JSON line
     python3 agent.py stop JOB     end a running job
 
 A job directory holds `job.json` (in), `samples.jsonl` (one line for each request, as it ends),
-`result.json` (written whole at the end), `log.txt` and `pid`.
-
-Jobs: {"kind": "info"} tells what the runtime is. {"kind": "bench", "models": [...], "n_prompt",
-"n_new", "warmup", "requests", "threads"} measures requests. A model is {"path"}, a whole GGUF file,
-or {"header", "size_bytes"}: the header of a quantized GGUF file; the data behind it is left as a
-hole, which reads as zero blocks: speed depends on shapes and types, not on weights.
-
-Runs on Python 3.9 and later. llama-cpp-python is found on PYTHONPATH; only its ctypes layer is
-loaded: the high-level package would bring numpy and 30 MB into the process that is measured.
+`result.json` (written whole at the end), `log.txt` and `pid`. What a job does is in `runner.py`,
+which lies beside this file on the target. Runs on Python 3.9 and later.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import importlib.util
+import importlib
 import json
 import os
-import random
 import signal
 import sys
 import time
 import traceback
-import types
 from pathlib import Path
 from typing import Any
-
-SEED = 20240229  # prompts are the same token ids in every run
 
 
 def main(argv: list[str]) -> int:
@@ -47,9 +34,6 @@ def main(argv: list[str]) -> int:
         return stop(job)
     print(f"unknown command {command}", file=sys.stderr)
     return 2
-
-
-# --- jobs ---------------------------------------------------------------------------------------
 
 
 def start(job: Path) -> int:
@@ -70,7 +54,8 @@ def start(job: Path) -> int:
     status = 0
     try:
         spec = json.loads((job / "job.json").read_text())
-        write_json(job / "result.json", {"ok": True, **JOBS[spec["kind"]](spec, job)})
+        work = importlib.import_module("runner").JOBS[spec["kind"]]
+        write_json(job / "result.json", {"ok": True, **work(spec, job)})
     except BaseException as error:  # noqa: BLE001 - whatever it was, the host must hear of it
         traceback.print_exc()
         message = f"{type(error).__name__}: {error}"
@@ -140,267 +125,6 @@ def write_json(path: Path, value: object) -> None:
     part.write_text(json.dumps(value))
     part.rename(path)
 
-
-# --- the machine --------------------------------------------------------------------------------
-
-
-def read(path: str | Path) -> str | None:
-    """Return a small file's text, stripped, or None when it cannot be read."""
-    try:
-        return Path(path).read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        return None
-
-
-def machine_state(processes: list[int]) -> dict[str, Any]:
-    """Return what tells a quiet, cool, unswapped machine from another, at this moment.
-
-    `processes` are our own: their CPU time is told apart, their major faults are told.
-    """
-    cpu = [int(x) for x in (read("/proc/stat") or "cpu 0").splitlines()[0].split()[1:]]
-    cpu += [0] * (8 - len(cpu))
-    vm = table("/proc/vmstat", " ")
-    memory = table("/proc/meminfo", ":")
-    frequencies = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq")
-    zones = Path("/sys/class/thermal").glob("thermal_zone*/temp")
-    own = [(read(f"/proc/{pid}/stat") or "").rsplit(")", 1)[-1].split() for pid in processes]
-    return {
-        "monotonic_s": time.monotonic(),
-        "load_1min": float((read("/proc/loadavg") or "0").split()[0]),
-        # user nice system idle iowait irq softirq steal, in clock ticks
-        "cpu_busy_ticks": sum(cpu[:3]) + sum(cpu[5:8]),
-        "cpu_steal_ticks": cpu[7],
-        "own_ticks": sum(int(fields[11]) + int(fields[12]) for fields in own),
-        "ticks_per_s": os.sysconf("SC_CLK_TCK"),
-        "cpus": os.cpu_count(),
-        "swapped_pages": int(vm.get("pswpin", 0)) + int(vm.get("pswpout", 0)),
-        "major_faults": sum(int(fields[9]) for fields in own),
-        "available_bytes": kib(memory.get("MemAvailable", "0")),
-        "frequencies_khz": [int(read(f) or 0) for f in sorted(frequencies)],
-        "temperatures_mc": [int(read(z) or 0) for z in sorted(zones)],
-        "throttled": read("/sys/devices/platform/soc/soc:firmware/get_throttled"),
-    }
-
-
-def table(path: str, separator: str) -> dict[str, str]:
-    """Return a /proc file of "name value" lines; empty when it cannot be read."""
-    lines = [line.partition(separator) for line in (read(path) or "").splitlines()]
-    return {name: value for name, _, value in lines}
-
-
-def kib(text: str) -> int:
-    """Return bytes for a /proc value such as "123 kB"."""
-    return int(text.split(maxsplit=1)[0]) * 1024
-
-
-def memory_of_self() -> dict[str, Any]:
-    """Return the memory of this process: peak, and how it splits into anonymous and file pages."""
-    status, split = table("/proc/self/status", ":"), table("/proc/self/smaps_rollup", ":")
-    return {
-        "peak_bytes": kib(status["VmHWM"]),
-        "resident_bytes": kib(status["VmRSS"]),
-        "anonymous_bytes": kib(split["Pss_Anon"]) if "Pss_Anon" in split else None,
-        "file_bytes": kib(split["Pss_File"]) if "Pss_File" in split else None,
-    }
-
-
-# --- bench --------------------------------------------------------------------------------------
-
-
-def bench(spec: dict[str, Any], job: Path) -> dict[str, Any]:
-    """Measure requests of N new tokens after P prompt tokens; return everything that was seen.
-
-    Each model runs in a process of its own; they take turns, request by request, so that what
-    drifts in the machine drifts for all of them and cancels in their ratios.
-    """
-    workers: list[Worker] = []
-    for number, model in enumerate(spec["models"]):
-        workers.append(Worker(spec, model, job / f"model-{number}.gguf"))
-        workers[-1].answer()  # loaded and warm, before the next one loads
-    processes = [os.getpid(), *(worker.pid for worker in workers)]
-    before = machine_state(processes)
-    with (job / "samples.jsonl").open("w") as samples:
-        for _ in range(spec["requests"]):
-            for number, worker in enumerate(workers):
-                sample = {"model": number, **worker.ask("request")}
-                samples.write(json.dumps(sample) + "\n")
-                samples.flush()
-    after = machine_state(processes)
-    return {
-        "before": before,
-        "after": after,
-        "models": [worker.ask("end") for worker in workers],
-    }
-
-
-class Worker:
-    """The process that runs one model, and the two pipes to talk to it in lines of JSON."""
-
-    def __init__(self, spec: dict[str, Any], model: dict[str, Any], scratch: Path) -> None:
-        """Start the process; it answers once when the model is loaded and warm."""
-        asked, ask = os.pipe()
-        answers, answered = os.pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: end with the job
-            serve(spec, model, scratch, asked, answered)
-        os.close(asked)
-        os.close(answered)
-        self._ask, self._answers = os.fdopen(ask, "w"), os.fdopen(answers)
-
-    def ask(self, command: str) -> dict[str, Any]:
-        """Give a command and wait for its answer."""
-        with contextlib.suppress(BrokenPipeError):  # `answer` says what ended the process
-            self._ask.write(command + "\n")
-            self._ask.flush()
-        return self.answer()
-
-    def answer(self) -> dict[str, Any]:
-        """Wait for an answer; an error in the process, or its death, is raised here."""
-        line = self._answers.readline()
-        if not line:
-            status = os.waitpid(self.pid, 0)[1]
-            raise RuntimeError(f"the process that ran the model was ended by signal {status & 127}"
-                               " (9: out of memory?)")
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise RuntimeError(answer["error"])
-        return answer
-
-
-def serve(
-    spec: dict[str, Any], model: dict[str, Any], scratch: Path, asked: int, answered: int
-) -> None:
-    """Be a worker: load the model, warm up, do requests as they are asked for, and exit."""
-    answers = os.fdopen(answered, "w")
-
-    def answer(value: dict[str, Any]) -> None:
-        answers.write(json.dumps(value) + "\n")
-        answers.flush()
-
-    try:
-        baseline = memory_of_self()["resident_bytes"]
-        llama = load_llama_cpp()
-        messages: list[str] = []
-        callback = keep_log(llama, messages)
-        path = model["path"] if "path" in model else make_synthetic(model, scratch)
-        context, sampler, n_vocab = open_model(llama, path, spec)
-        prompt = prompt_tokens(n_vocab, spec["n_prompt"])
-        for _ in range(spec["warmup"]):
-            request(llama, context, sampler, prompt, spec["n_new"])
-        answer({"ready": True})
-        for line in os.fdopen(asked):
-            if line.strip() == "end":
-                break
-            answer(request(llama, context, sampler, prompt, spec["n_new"]))
-        answer({
-            "memory": {**memory_of_self(), "python_bytes": baseline},
-            "system_info": llama.llama_print_system_info().decode(),
-            "log": [m for m in messages if "buffer size" in m or "KV" in m or "kv" in m],
-        })
-        del callback  # until here llama.cpp may call it
-        os._exit(0)  # nothing is freed: the process ends, and llama.cpp with it
-    except BaseException as error:  # noqa: BLE001 - the job must hear of it
-        traceback.print_exc()
-        sys.stderr.flush()
-        answer({"error": f"{type(error).__name__}: {error}"})
-        os._exit(1)
-
-
-def info(_spec: dict[str, Any], _job: Path) -> dict[str, Any]:
-    """Return what the runtime says of itself: the kernels that it was built with and uses."""
-    return {"system_info": load_llama_cpp().llama_print_system_info().decode()}
-
-
-def load_llama_cpp() -> Any:
-    """Import llama-cpp-python's ctypes layer without the package around it."""
-    spec = importlib.util.find_spec("llama_cpp")
-    if spec is None:
-        raise RuntimeError("llama_cpp is not on PYTHONPATH: run `edgeprune target setup`")
-    package = types.ModuleType("llama_cpp")
-    package.__path__ = list(spec.submodule_search_locations or [])
-    sys.modules["llama_cpp"] = package
-    import llama_cpp.llama_cpp as llama
-
-    llama.llama_backend_init()
-    return llama
-
-
-def keep_log(llama: Any, messages: list[str]) -> Any:
-    """Collect llama.cpp's messages in `messages`; errors also go to the log.
-
-    Returns the callback, which must live as long as llama.cpp: it holds only a pointer.
-    """
-
-    def receive(level: int, text: bytes, _: Any) -> None:
-        line = text.decode("utf-8", "replace").rstrip()
-        messages.append(line)
-        if level == 4:  # GGML_LOG_LEVEL_ERROR
-            print(line, file=sys.stderr)
-
-    callback = llama.llama_log_callback(receive)
-    llama.llama_log_set(callback, ctypes.c_void_p(0))
-    return callback
-
-
-def make_synthetic(model: dict[str, Any], path: Path) -> str:
-    """Lay a quantized model's data out at `path`, as a hole behind its real header."""
-    path.write_bytes(Path(model["header"]).read_bytes())
-    os.truncate(path, model["size_bytes"])
-    return str(path)
-
-
-def open_model(llama: Any, path: str, spec: dict[str, Any]) -> tuple[Any, Any, int]:
-    """Load a model and make a context for one request; return (context, sampler, n_vocab)."""
-    params = llama.llama_model_default_params()
-    params.n_gpu_layers = 0
-    model = llama.llama_model_load_from_file(path.encode(), params)
-    if not model:
-        raise RuntimeError(f"llama.cpp cannot load {path}; see log.txt")
-    context_params = llama.llama_context_default_params()
-    n_ctx = spec["n_prompt"] + spec["n_new"]
-    context_params.n_ctx = -(-n_ctx // 256) * 256
-    context_params.n_threads = context_params.n_threads_batch = spec["threads"]
-    context = llama.llama_init_from_model(model, context_params)
-    if not context:
-        raise RuntimeError("llama.cpp cannot make a context (out of memory?); see log.txt")
-    sampler = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
-    llama.llama_sampler_chain_add(sampler, llama.llama_sampler_init_greedy())
-    vocab = llama.llama_model_get_vocab(model)
-    return context, sampler, llama.llama_vocab_n_tokens(vocab)
-
-
-def prompt_tokens(n_vocab: int, count: int) -> list[int]:
-    """Return `count` token ids, the same in every run."""
-    source = random.Random(SEED)  # noqa: S311 - a prompt, not a secret
-    return [source.randrange(n_vocab) for _ in range(count)]
-
-
-def request(
-    llama: Any, context: Any, sampler: Any, prompt: list[int], n_new: int
-) -> dict[str, list[int]]:
-    """Do one request; return the nanoseconds from its start to each new token.
-
-    The first new token comes from the prompt's evaluation; the end-of-text token is not heeded, so
-    that every request makes `n_new` tokens.
-    """
-    llama.llama_memory_clear(llama.llama_get_memory(context), True)
-    tokens = (llama.llama_token * len(prompt))(*prompt)
-    one = (llama.llama_token * 1)()
-    times = []
-    begin = time.perf_counter_ns()
-    batch = llama.llama_batch_get_one(tokens, len(prompt))
-    for _ in range(n_new):
-        status = llama.llama_decode(context, batch)
-        if status:
-            raise RuntimeError(f"llama_decode returned {status}")
-        one[0] = llama.llama_sampler_sample(sampler, context, -1)
-        times.append(time.perf_counter_ns() - begin)
-        batch = llama.llama_batch_get_one(one, 1)
-    return {"token_ns": times}
-
-
-JOBS = {"bench": bench, "info": info}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv))

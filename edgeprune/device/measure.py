@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import Field
 
+from edgeprune.cost import UBATCH
 from edgeprune.device.session import Device
 from edgeprune.errors import InputError
 from edgeprune.records import Record
@@ -40,10 +41,14 @@ class Memory(Record):
 
 
 class Workload(Record):
-    """What is measured: requests of `n_new` tokens after a prompt of `n_prompt` tokens."""
+    """What is measured: requests of `n_new` tokens after a prompt of `n_prompt` tokens.
+
+    `n_ctx` is how many tokens the context must hold; None for just those of a request.
+    """
 
     n_prompt: int = Field(ge=1)
     n_new: int = Field(ge=2)
+    n_ctx: int | None = Field(default=None, ge=1)
     requests: int = Field(default=10, ge=1)
     warmup: int = Field(default=1, ge=0)
 
@@ -71,18 +76,33 @@ class Measurement(Record):
 
     def latency_ms(self, percentile: float = 50) -> float:
         """Milliseconds from a request to its last token, at a percentile (linear between)."""
-        return float(np.percentile([times[-1] for times in self.token_ns], percentile)) / 1e6
+        return float(np.percentile(self.request_latency_ms, percentile))
+
+    @property
+    def request_latency_ms(self) -> list[float]:
+        """Milliseconds from each request to its last token."""
+        return [times[-1] / 1e6 for times in self.token_ns]
+
+    @property
+    def request_ttft_ms(self) -> list[float]:
+        """Milliseconds from each request to its first token."""
+        return [times[0] / 1e6 for times in self.token_ns]
+
+    @property
+    def request_token_ms(self) -> list[float]:
+        """Mean milliseconds for each further token, request by request."""
+        steps = self.workload.n_new - 1
+        return [(times[-1] - times[0]) / steps / 1e6 for times in self.token_ns]
 
     @property
     def ttft_ms(self) -> float:
         """Median milliseconds from a request to its first token."""
-        return float(np.median([times[0] for times in self.token_ns])) / 1e6
+        return float(np.median(self.request_ttft_ms))
 
     @property
     def token_ms(self) -> float:
         """Median over requests of the mean milliseconds for each further token."""
-        steps = self.workload.n_new - 1
-        return float(np.median([(t[-1] - t[0]) / steps for t in self.token_ns])) / 1e6
+        return float(np.median(self.request_token_ms))
 
     @property
     def prefill_tokens_per_s(self) -> float:
@@ -93,6 +113,17 @@ class Measurement(Record):
     def decode_tokens_per_s(self) -> float:
         """New tokens in a second after the first, median request."""
         return 1e3 / self.token_ms
+
+
+    def joined(self, other: Measurement) -> Measurement:
+        """Return the requests of this measurement and of a later one of the same model as one."""
+        requests = self.workload.requests + other.workload.requests
+        peak = max(self.memory, other.memory, key=lambda memory: memory.peak_bytes)
+        return other.model_copy(update={
+            "workload": self.workload.model_copy(update={"requests": requests}),
+            "token_ns": (*self.token_ns, *other.token_ns), "memory": peak, "before": self.before,
+            "disturbances": tuple(dict.fromkeys((*self.disturbances, *other.disturbances))),
+        })
 
 
 class Comparison(Record):
@@ -106,6 +137,12 @@ class Comparison(Record):
     pruned: Measurement
     paired: bool
 
+    def joined(self, other: Comparison) -> Comparison:
+        """Return the requests of this comparison and of a later one of the same models as one."""
+        baseline = self.baseline.joined(other.baseline) if self.paired else self.baseline
+        return self.model_copy(update={"baseline": baseline,
+                                       "pruned": self.pruned.joined(other.pruned)})
+
     @property
     def disturbances(self) -> tuple[str, ...]:
         """Why what the comparison says is in doubt; an unpaired baseline says nothing of it."""
@@ -118,10 +155,20 @@ class Subject(NamedTuple):
     Attributes:
         model: As the agent takes it: `{"path": ...}` or `{"header": ..., "size_bytes": ...}`.
         file_bytes: Size of the whole GGUF file.
+        workload: Its own requests, where they are not those of all; how many is for all the same.
+        threads: Its own number of CPU threads, where it is not the target's.
     """
 
     model: dict[str, Any]
     file_bytes: int
+    workload: Workload | None = None
+    threads: int | None = None
+
+    def spec(self) -> dict[str, Any]:
+        """Return the model as the agent takes it, with what is its own."""
+        own = self.workload.model_dump(include={"n_prompt", "n_new", "n_ctx"}) if (
+            self.workload) else {}
+        return {**self.model, **own, **({"threads": self.threads} if self.threads else {})}
 
 
 def measure(
@@ -144,15 +191,26 @@ def measure(
     # weights may be there twice (repacked); half a GiB for context and system
     together = sum(2 * s.file_bytes for s in subjects) + 2**29 <= device.facts.ram_bytes
     groups = [subjects] if together else [[subject] for subject in subjects]
-    return [m for group in groups for m in _measure_together(device, group, workload, what)]
+    return [m for group in groups for m in measure_in_turn(device, group, workload, what)]
 
 
-def _measure_together(
-    device: Device, subjects: Sequence[Subject], workload: Workload, what: str
+def measure_in_turn(
+    device: Device, subjects: Sequence[Subject], workload: Workload, what: str,
+    *, seconds: float | None = None, attempts: int = ATTEMPTS,
 ) -> list[Measurement]:
-    spec = {"kind": "bench", "threads": device.threads, **workload.model_dump(),
-            "models": [subject.model for subject in subjects]}
-    for attempt in range(ATTEMPTS):
+    """Measure models in turn, whatever RAM they take together; else as `measure`.
+
+    Args:
+        device: The open target.
+        subjects: The models.
+        workload: The requests of each.
+        what: Said to the user while it runs.
+        seconds: No further round is begun after these, three rounds or more having been made.
+        attempts: How often at most, when the machine is disturbed.
+    """
+    spec = {"kind": "bench", "threads": device.threads, "seconds": seconds, "n_ubatch": UBATCH,
+            **workload.model_dump(), "models": [subject.spec() for subject in subjects]}
+    for attempt in range(attempts):
         again = f" (busy machine: attempt {attempt + 1})" if attempt else ""
         result = device.run_job(spec, what + again)
         found = [_record(device, workload, result, number, subject)
@@ -195,8 +253,8 @@ def _record(
     return Measurement(
         target=device.target.name,
         emulated=device.facts.emulated,
-        threads=device.threads,
-        workload=workload,
+        threads=subject.threads or device.threads,
+        workload=subject.workload or workload,
         token_ns=tuple(tuple(sample["token_ns"]) for sample in result["samples"]
                        if sample["model"] == number),
         memory=memory_of(model["memory"], model["log"]),

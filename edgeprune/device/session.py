@@ -39,6 +39,7 @@ class Device:
     Attributes:
         target: As described by the user.
         facts: As probed.
+        threads: CPU threads that measurements use: the target file's number, else all CPUs.
     """
 
     target: Target
@@ -46,19 +47,16 @@ class Device:
     transport: Transport
     work: str
     notify: Notify
+    threads: int
     _runtime: str | None = field(default=None, repr=False)
-
-    @property
-    def threads(self) -> int:
-        """CPU threads that measurements use: the target file's number, else all CPUs."""
-        return self.target.threads or self.facts.cpus
 
     def setup(self) -> str:
         """Put agent and runtime on the target; return the directory for PYTHONPATH."""
         if self._runtime is None:
             checked(self.transport, ["mkdir", "-p", f"{self.work}/models", f"{self.work}/jobs"])
-            with as_file(files("edgeprune.device") / "agent.py") as agent:
-                self.transport.put(agent, f"{self.work}/agent.py")
+            for name in ("agent.py", "runner.py"):
+                with as_file(files("edgeprune.device") / name) as program:
+                    self.transport.put(program, f"{self.work}/{name}")
             if self.target.is_local:
                 self._runtime = ""  # the installed package
             else:
@@ -212,7 +210,7 @@ def open_device(
         python = sys.executable if target.is_local else target.python
         facts = probe(transport, python=python, emulated=target.emulated)
         work = target.work_directory.removeprefix("~/")
-        yield Device(target, facts, transport, work, notify)
+        yield Device(target, facts, transport, work, notify, target.threads or facts.cpus)
     finally:
         transport.close()
 

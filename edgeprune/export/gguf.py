@@ -1,7 +1,7 @@
 """A Llama checkpoint becomes a GGUF artifact: F32 or F16 by streaming, then quantized by llama.cpp.
 
-In: an open `Checkpoint` and its tokenizer. Out: one `.gguf` file. Only here do GGUF names and the
-row order of llama.cpp's rotary embedding appear.
+In: an open `Checkpoint` and its tokenizer. Out: one `.gguf` file. Only here does the row order of
+llama.cpp's rotary embedding appear.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gguf
 import llama_cpp
@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 from edgeprune.errors import EdgePruneError, UsageError, nearest
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.gguf import quiet_llama_cpp
+from edgeprune.model.layout import ROPE_FACTORS, gguf_name, tensor_list_bytes
 from edgeprune.model.quantization import (
     FLOAT_FORMATS,
     FORMATS,
+    padded,
     rope_factor_count,
     stored_bytes,
     tensor_types,
@@ -111,8 +113,8 @@ def open_writer(
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _add_shape(writer, shape)
     add_tokenizer(writer, tokenizer)
-    for gguf_name, dims, stored in tensor_table(shape, quant):
-        writer.add_tensor_info(gguf_name, dims, np.dtype(np.float32), stored_bytes(dims, stored),
+    for tensor, dims, stored in tensor_table(shape, quant):
+        writer.add_tensor_info(tensor, dims, np.dtype(np.float32), stored_bytes(dims, stored),
                                raw_dtype=gguf.GGMLQuantizationType[stored])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -122,12 +124,43 @@ def open_writer(
 
 def tensor_table(shape: LlamaShape, quant: str) -> Iterator[tuple[str, tuple[int, ...], str]]:
     """Yield GGUF name, dimensions and number type of every tensor of a GGUF file."""
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, shape.num_hidden_layers)
     for spec, stored in tensor_types(shape, quant):
-        stem, suffix = spec.name.rsplit(".", 1)
-        yield f"{names.get_name(stem)}.{suffix}", spec.dims(shape), stored
+        yield gguf_name(spec.name), spec.dims(shape), stored
     if factors := rope_factor_count(shape):
-        yield "rope_freqs.weight", (factors,), "F32"
+        yield ROPE_FACTORS, (factors,), "F32"
+
+
+class Header(NamedTuple):
+    """What stands before the tensor data of a GGUF file.
+
+    Attributes:
+        data: Its bytes, padding included.
+        metadata_bytes: The part of them before the list of tensors.
+    """
+
+    data: bytes
+    metadata_bytes: int
+
+
+def header_of(
+    shape: LlamaShape, quant: str, scratch: Path, tokenizer: Path | None = None,
+    name: str = "synthetic",
+) -> Header:
+    """Return the header of a GGUF file of this shape, as if the model were there.
+
+    Args:
+        shape: The shape.
+        quant: Number format.
+        scratch: A directory for a temporary file.
+        tokenizer: `tokenizer.gguf`, if the file is to have one.
+        name: `general.name` of the file.
+    """
+    path = scratch / "header.part"
+    open_writer(shape, tokenizer, path, quant=quant, name=name).close()
+    data = path.read_bytes()
+    path.unlink()
+    return Header(data + bytes(padded(len(data)) - len(data)),
+                  len(data) - tensor_list_bytes(shape))
 
 
 def quantize(source: Path, destination: Path, quant: str) -> None:

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from edgeprune.errors import InputError
 from edgeprune.model.shape import shape_of_config
+from edgeprune.model.source import CONFIG, read_config
 from edgeprune.model.tensors import tensor_specs
 from edgeprune.records import file_digest, write_text
 
@@ -55,7 +56,7 @@ class Checkpoint:
         """
         self.path = path
         self.config = read_config(path)
-        self.shape = shape_of_config(self.config, where=str(path / "config.json"))
+        self.shape = shape_of_config(self.config, where=str(path / CONFIG))
         self._files = _index(path)
         self._open: dict[Path, Any] = {}
         self._check()
@@ -99,25 +100,6 @@ class Checkpoint:
                     got=found,
                     remedy="config and weights belong to different models",
                 )
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Parse `config.json` of a checkpoint directory.
-
-    Raises:
-        InputError: The file is missing or is not a JSON object.
-    """
-    file = path / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{file} cannot be read ({error})",
-            remedy="give a Hugging Face model directory, a .gguf file or 'smollm2'",
-        ) from error
-    if not isinstance(config, dict):
-        raise InputError(f"{file} is not a JSON object", got=type(config).__name__)
-    return config
 
 
 def write_checkpoint(

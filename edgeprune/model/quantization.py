@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 
 from edgeprune.model.shape import LlamaShape
 from edgeprune.model.tensors import Axis, TensorSpec, tensor_specs
@@ -26,6 +27,7 @@ FORMATS = (*QUANTIZED_FORMATS, *FLOAT_FORMATS)
 BLOCKS = {"F32": (1, 4), "F16": (1, 2), "Q4_0": (32, 18), "Q5_0": (32, 22), "Q5_1": (32, 24),
           "Q8_0": (32, 34), "Q4_K": (256, 144), "Q5_K": (256, 176), "Q6_K": (256, 210)}
 K_QUANT_BLOCK = 256
+HEAD = "head"  # what `weights_read` calls the output head, whatever its type
 _FALLBACKS = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}  # for rows that do not fit
 
 
@@ -37,19 +39,53 @@ def tensor_types(shape: LlamaShape, quant: str) -> Iterator[tuple[TensorSpec, st
         quant: One of `FORMATS`.
     """
     for spec in tensor_specs(shape):
-        if len(spec.axes) == 1:
-            yield spec, "F32"  # norms and biases
-        elif quant in FLOAT_FORMATS:
-            yield spec, quant
-        else:
-            yield spec, _fitting(_wanted(spec, shape, quant), spec.dims(shape)[-1])
+        yield spec, _type_of(spec, shape, quant)
 
 
 def tensor_bytes(shape: LlamaShape, quant: str) -> int:
     """Return the bytes of all tensor data in a file, padding included."""
-    sizes = [_padded(stored_bytes(spec.dims(shape), kind))
-             for spec, kind in tensor_types(shape, quant)]
-    return sum(sizes) + _padded(4 * rope_factor_count(shape))
+    return padded(4 * rope_factor_count(shape)) + sum(
+        count * padded(stored_bytes(spec.dims(shape), kind))
+        for spec, kind, count in _counted(shape, quant))
+
+
+def outer_bytes(shape: LlamaShape, quant: str) -> int:
+    """Return the bytes of the tensors that are in no layer: embedding, last norm, output head."""
+    return sum(padded(stored_bytes(spec.dims(shape), kind))
+               for spec, kind, _ in _counted(shape, quant) if spec.layer is None)
+
+
+def weights_read(shape: LlamaShape, quant: str) -> dict[str, int]:
+    """Return the bytes of weights that one token reads: by number type, and "head", the output's.
+
+    An untied token embedding is left out: a token reads one of its rows. Norms and biases are too.
+    """
+    read: dict[str, int] = {}
+    for spec, kind, count in _counted(shape, quant):
+        name = HEAD if _is_head(spec, shape) else kind
+        if len(spec.axes) > 1 and (spec.layer is not None or name == HEAD):
+            read[name] = read.get(name, 0) + count * stored_bytes(spec.dims(shape), kind)
+    return read
+
+
+def head_type(shape: LlamaShape, quant: str) -> str:
+    """Return the number type of the output head (of a tied model: of its embedding)."""
+    return next(kind for spec, kind, _ in _counted(shape, quant) if _is_head(spec, shape))
+
+
+def _counted(shape: LlamaShape, quant: str) -> Iterator[tuple[TensorSpec, str, int]]:
+    """Yield tensors with type and number: one layer stands for all that get the same types."""
+    count = dict(_layer_kinds(shape.num_hidden_layers))
+    for spec in tensor_specs(shape, layers=tuple(count)):
+        yield spec, _type_of(spec, shape, quant), 1 if spec.layer is None else count[spec.layer]
+
+
+@lru_cache(maxsize=1024)
+def _layer_kinds(layers: int) -> tuple[tuple[int, int], ...]:
+    """Return a layer of each kind, with and without more bits, and how many there are of it."""
+    numbers = range(layers)
+    kinds = [[i for i in numbers if _gets_more_bits(i, layers) is more] for more in (True, False)]
+    return tuple((kind[0], len(kind)) for kind in kinds if kind)
 
 
 def stored_bytes(dims: tuple[int, ...], kind: str) -> int:
@@ -64,16 +100,28 @@ def rope_factor_count(shape: LlamaShape) -> int:
     return shape.head_dim // 2 if scaling is not None and scaling.rope_type == "llama3" else 0
 
 
+def _type_of(spec: TensorSpec, shape: LlamaShape, quant: str) -> str:
+    if len(spec.axes) == 1:
+        return "F32"  # norms and biases
+    if quant in FLOAT_FORMATS:
+        return quant
+    return _fitting(_wanted(spec, shape, quant), spec.dims(shape)[-1])
+
+
+def _is_head(spec: TensorSpec, shape: LlamaShape) -> bool:
+    return spec.axes[0] is Axis.VOCAB and (
+        shape.tie_word_embeddings or spec.name == "lm_head.weight")
+
+
 def _wanted(spec: TensorSpec, shape: LlamaShape, quant: str) -> str:
     """Return the type that the format asks for, before rows are looked at."""
     usual = QUANTIZED_FORMATS[quant]
-    is_head = spec.axes[0] is Axis.VOCAB and (
-        shape.tie_word_embeddings or spec.name == "lm_head.weight")
-    if is_head:
+    if _is_head(spec, shape):
         # both of the quantizer's cases: Q6_K, which falls back to Q8_0, and Q8_0 at once
         return "Q8_0" if usual == "Q8_0" else "Q6_K"
     sensitive = spec.name.endswith(("v_proj.weight", "down_proj.weight"))
-    if sensitive and quant in {"Q4_K_M", "Q5_K_M"} and _gets_more_bits(spec, shape):
+    if sensitive and quant in {"Q4_K_M", "Q5_K_M"} and _gets_more_bits(
+            spec.layer or 0, shape.num_hidden_layers):
         return "Q6_K"
     is_70b = shape.num_hidden_layers == 80 and shape.queries_per_group > 1
     if is_70b and spec.name.endswith("v_proj.weight") and usual == "Q4_K":
@@ -81,9 +129,8 @@ def _wanted(spec: TensorSpec, shape: LlamaShape, quant: str) -> str:
     return usual
 
 
-def _gets_more_bits(spec: TensorSpec, shape: LlamaShape) -> bool:
+def _gets_more_bits(layer: int, layers: int) -> bool:
     """Tell the layers whose sensitive tensors get Q6_K (`use_more_bits`)."""
-    layer, layers = int(spec.layer or 0), shape.num_hidden_layers
     eighth = layers // 8
     return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
 
@@ -96,5 +143,6 @@ def _fitting(kind: str, row: int) -> str:
     return smaller if row % BLOCKS[smaller][0] == 0 else "F16"
 
 
-def _padded(size: int) -> int:
+def padded(size: int) -> int:
+    """Return a size with the padding that follows it in a file."""
     return -(-size // ALIGNMENT) * ALIGNMENT

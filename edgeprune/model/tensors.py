@@ -6,7 +6,7 @@ counts tensors walks this one table.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -74,10 +74,12 @@ def layer_specs(shape: LlamaShape, layer: int) -> Iterator[TensorSpec]:
             yield TensorSpec(f"model.layers.{layer}.{suffix}", axes, layer)
 
 
-def tensor_specs(shape: LlamaShape) -> Iterator[TensorSpec]:
-    """Yield every tensor of a Llama of this shape, in the order of computation."""
+def tensor_specs(
+    shape: LlamaShape, *, layers: Iterable[int] | None = None
+) -> Iterator[TensorSpec]:
+    """Yield the tensors of a Llama, of all its layers or of some, in the order of computation."""
     yield TensorSpec("model.embed_tokens.weight", (Axis.VOCAB, Axis.HIDDEN))
-    for layer in range(shape.num_hidden_layers):
+    for layer in range(shape.num_hidden_layers) if layers is None else layers:
         yield from layer_specs(shape, layer)
     yield TensorSpec("model.norm.weight", (Axis.HIDDEN,))
     if not shape.tie_word_embeddings:

@@ -1,34 +1,34 @@
-"""The greedy planner: least loss for each bit of violated budget, until every limit holds. Pure.
+"""The planner: least loss for each bit of violated budget, then bettered. Pure.
 
 In: a shape, a predicted cost for any shape, limits, and a scorer that tells the loss after cuts.
 Out: a `Plan`, or the proof that none exists.
 
 Each step takes the move of the least loss increase per reduction of the violation (for one latency
-constraint: per millisecond saved, as the classic greedy knapsack rule has it). Losses are scored
-again after each step, lazily: candidates are taken in the order of their last known increase until
-no other one could still win (lazy greedy, Minoux 1978). That is exact where a cut costs no less
-after others; a Llama only mostly behaves so, and the plan may differ there from one that scores
-every move at every step, at a fraction of its time.
+constraint: per millisecond saved, as the classic greedy knapsack rule has it; per byte where RAM
+binds). Losses are scored again after each step, lazily: candidates are taken in the order of their
+last known increase until no other one could still win (lazy greedy, Minoux 1978). That is exact
+where a cut costs no less after others; a Llama only mostly behaves so, and the steps may differ
+there from those of a planner that scores every move at every step, at a fraction of its time. What
+greed missed, `edgeprune.planning.refine` looks for afterwards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from edgeprune.cost import Cost
-from edgeprune.errors import InfeasibleError
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape
-from edgeprune.planning.budget import Budget, Metric, violation
-from edgeprune.planning.moves import Move, moves, smallest
+from edgeprune.planning.aim import MARGIN, Aim, Predict
+from edgeprune.planning.budget import Budget, Metric
+from edgeprune.planning.feasible import check_feasible
+from edgeprune.planning.moves import Move, moves, why_width
+from edgeprune.planning.refine import State, refine
+from edgeprune.planning.tables import Estimate, LossTable, Score, Scores
 from edgeprune.records import Record
 
-# Aim this far below each limit: the prediction's error must not cost a round of correction.
-MARGIN = 0.03
 BATCH = 4  # candidates scored together: they share the layers before their first difference
-Predict = Callable[[LlamaShape], Cost]
-Score = Callable[[Sequence[Cuts]], Sequence[float]]
 
 
 class Step(Record):
@@ -56,14 +56,18 @@ class Plan(Record):
         base: The unpruned shape.
         shape: The shape that the cuts leave.
         cuts: All that is removed.
-        steps: The moves in the order of choice.
+        steps: The greedy's moves in the order of choice.
+        refined: What was changed after the steps, a line for people for each change.
         base_loss: Loss of the unpruned model on the calibration text, nats per token; None when
             nothing had to be scored.
         base_cost: Predicted cost of the unpruned model.
+        loss: Loss of the pruned one, as `base_loss`.
         cost: Predicted cost of the pruned one.
         limits: The limits that hold, by metric.
-        cost_error: Worst relative error of the prediction on the profiled shapes, by cost.
+        cost_error: Relative error to expect of the prediction, by cost.
         margin: The share that the plan stays below each limit where it can.
+        scored: Candidates whose loss was asked for.
+        table: The losses that were seen, as if they added up; None when nothing had to be scored.
     """
 
     base: LlamaShape
@@ -76,6 +80,15 @@ class Plan(Record):
     limits: dict[Metric, float]
     cost_error: dict[str, float]
     margin: float = MARGIN
+    refined: tuple[str, ...] = ()
+    loss: float | None = None
+    scored: int = 0
+    table: LossTable | None = None
+
+    @property
+    def loss_increase(self) -> float:
+        """What the cuts add to the loss, nats per token; 0 when nothing had to be scored."""
+        return (self.loss or 0.0) - (self.base_loss or 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +114,8 @@ def make_plan(
     predict: Predict,
     score: Score,
     cost_error: Mapping[str, float],
+    *,
+    margin: float = MARGIN,
 ) -> Plan:
     """Choose the cuts that hold a budget.
 
@@ -111,62 +126,61 @@ def make_plan(
         predict: Predicts the cost of any shape; must not grow with a cut.
         score: Returns the loss on calibration text after each of some cuts.
         cost_error: Kept in the plan.
+        margin: The share of each limit to stay below it, where that can be reached.
 
     Raises:
-        InfeasibleError: The smallest shape that moves reach still violates the budget.
+        InfeasibleError: The smallest shapes that moves reach all violate the budget.
     """
     check_feasible(base, budget, limits, predict)
-    goals = {metric: limit * (1 - MARGIN) for metric, limit in limits.items()}
+    aim = Aim(base, budget, limits, predict, margin)
+    plan = Plan(
+        base=base, shape=base, cuts=Cuts(), steps=(), base_loss=None, base_cost=aim.cost(Cuts()),
+        cost=aim.cost(Cuts()), limits=dict(limits), cost_error=dict(cost_error), margin=margin,
+    )
+    if aim.excess(Cuts()) == 0:
+        return plan
+    scores = Scores(score)
+    estimate = _first_scan(base, scores)
+    base_loss = scores.seen[Cuts()]
+    steps, reached = _descend(State(Cuts(), base_loss), aim, estimate, scores)
+    end, refined = refine(reached, aim, estimate, scores)
+    return plan.model_copy(update={
+        "steps": steps, "refined": refined, "base_loss": base_loss, "loss": end.loss,
+        "cuts": end.cuts, "shape": end.cuts.shape(base), "cost": aim.cost(end.cuts),
+        "scored": len(scores.seen), "table": estimate.table(),
+    })
 
-    def excess(cuts: Cuts) -> float:
-        return violation(budget.values(predict(cuts.shape(base))), goals)
 
-    cuts, steps = Cuts(), list[Step]()
-    base_loss = score([cuts])[0] if excess(cuts) > 0 else None
-    loss, known = base_loss or 0.0, dict[Move, float]()
-    while (now := excess(cuts)) > 0:
-        candidates = [(move, move.after(cuts)) for move in moves(base, cuts)]
-        options = [(move, after, now - excess(after)) for move, after in candidates]
-        ranked = _rank([o for o in options if o[2] > 0], loss, known, score)
+def _first_scan(base: LlamaShape, scores: Scores) -> Estimate:
+    """Score the unpruned model and every single move, those too that alone save nothing."""
+    options = [move.after(Cuts()) for move in moves(base, Cuts())]
+    base_loss, *losses = scores([Cuts(), *options])
+    estimate = Estimate(base, base_loss)
+    for cuts, loss in zip(options, losses, strict=True):
+        estimate.learn(Cuts(), cuts, loss - base_loss)
+    return estimate
+
+
+def _descend(
+    state: State, aim: Aim, estimate: Estimate, scores: Scores
+) -> tuple[tuple[Step, ...], State]:
+    """Take the cheapest move until the goals hold or no move comes nearer to them."""
+    steps, known = list[Step](), dict[Move, float]()
+    while (now := aim.excess(state.cuts)) > 0:
+        candidates = [(move, move.after(state.cuts)) for move in moves(aim.base, state.cuts)]
+        options = [(move, after, now - aim.excess(after)) for move, after in candidates]
+        ranked = _rank([o for o in options if o[2] > 0], state.loss, known, scores)
         if not ranked:
-            break  # within the margin of what can be reached: the limits themselves hold
+            break  # `refine` begins again from a shape that holds the goals
         best, *others = ranked
-        known.update({option.move: option.increase for option in ranked})
-        cuts, loss = best.cuts, loss + best.increase
-        cost = predict(cuts.shape(base))
-        steps.append(Step(move=best.move, loss=loss, loss_increase=best.increase, cost=cost,
-                          reason=_reason(best, others, budget, cost)))
-    return Plan(
-        base=base, shape=cuts.shape(base), cuts=cuts, steps=tuple(steps), base_loss=base_loss,
-        base_cost=predict(base), cost=predict(cuts.shape(base)), limits=dict(limits),
-        cost_error=dict(cost_error),
-    )
-
-
-def check_feasible(
-    base: LlamaShape, budget: Budget, limits: Mapping[Metric, float], predict: Predict
-) -> None:
-    """Refuse a budget that even the smallest shape violates.
-
-    Raises:
-        InfeasibleError: With the smallest cost that can be reached and the nearest feasible budget.
-    """
-    floor = smallest(base)
-    least, whole = budget.values(predict(floor)), budget.values(predict(base))
-    broken = [metric for metric, limit in limits.items() if least[metric] > limit]
-    if not broken:
-        return
-    bounds = "; ".join(
-        f"{m.label} reaches {m.show(least[m])} at best, the budget is {m.show(limits[m])}, "
-        f"the unpruned model takes {m.show(whole[m])}" for m in broken
-    )
-    nearest = ", ".join(f"{m.label} {m.show(least[m] * (1 + MARGIN))}" for m in broken)
-    raise InfeasibleError(
-        f"no cut can hold the budget '{budget.text}': with 1 layer of 1 head and "
-        f"{floor.intermediate_size} FFN channels left, {bounds}",
-        remedy=f"the nearest feasible budget is {nearest}; a smaller base model, another "
-        "--quant or fewer tokens would help",
-    )
+        for option in ranked:
+            known[option.move] = option.increase
+            if option.fresh:
+                estimate.learn(state.cuts, option.cuts, option.increase)
+        old, state = state.cuts, State(best.cuts, state.loss + best.increase)
+        steps.append(Step(move=best.move, loss=state.loss, loss_increase=best.increase,
+                          cost=aim.cost(state.cuts), reason=_reason(best, others, aim, old)))
+    return tuple(steps), state
 
 
 def _rank(
@@ -191,10 +205,13 @@ def _rank(
         ranked = [scored.get(option.move, option) for option in ranked]
 
 
-def _reason(best: _Option, others: Sequence[_Option], budget: Budget, cost: Cost) -> str:
-    """Say why a move was taken, and what was the runner-up."""
-    reached = ", ".join(f"{m.label} {m.show(v)}" for m, v in budget.values(cost).items())
+def _reason(best: _Option, others: Sequence[_Option], aim: Aim, old: Cuts) -> str:
+    """Say why a move was taken, why to that width, and what was the runner-up."""
+    values = aim.budget.values(aim.cost(best.cuts))
+    reached = ", ".join(f"{metric.label} {metric.show(v)}" for metric, v in values.items())
     text = f"{best.move.describe()}: loss {best.increase:+.4f}, predicted {reached}"
+    if width := why_width(aim.base, old, best.cuts):
+        text += f"; {width}"
     if others:
         second = others[0]
         text += f" (next best: {second.move.describe()}, {second.increase:+.4f})"

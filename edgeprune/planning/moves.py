@@ -1,22 +1,30 @@
 """Moves: the steps that a plan is made of. Pure.
 
-In: a shape and the cuts so far. Out: the moves that are still possible, and the cuts after each.
+In: a shape and the cuts so far. Out: the moves that are still possible, the moves that can be taken
+back, and the cuts after each.
+
+A move goes to the next width that is served (`edgeprune.planning.widths`), so it may have to drop
+several heads at once: dropping one would save nothing where the row it shortens is rounded up.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 
 from pydantic import Field
 
 from edgeprune.model.cuts import Cuts
-from edgeprune.model.quantization import K_QUANT_BLOCK
 from edgeprune.model.shape import LlamaShape
+from edgeprune.planning.widths import (
+    ffn_reason,
+    heads_reason,
+    least_of,
+    served_ffn,
+    served_heads,
+    widths_of,
+)
 from edgeprune.records import Record
-
-# The rows of down_proj are the FFN's width: where they are no whole number of K-quant blocks, its
-# type falls back to one that is larger and slower.
-FFN_STEP = K_QUANT_BLOCK
 
 
 class Kind(StrEnum):
@@ -34,53 +42,113 @@ class Move(Record):
     Attributes:
         kind: What is removed.
         layer: The layer that goes, by its original number.
+        count: KV groups that go from every layer, or query heads from every group.
         channels: FFN channels that go from every layer.
     """
 
     kind: Kind
     layer: int | None = None
+    count: int = Field(default=1, ge=1)
     channels: int = Field(default=0, ge=0)
 
     def after(self, cuts: Cuts) -> Cuts:
         """Return `cuts` with this move added."""
+        return self._changed(cuts, 1)
+
+    def before(self, cuts: Cuts) -> Cuts:
+        """Return `cuts` with this move taken back."""
+        return self._changed(cuts, -1)
+
+    def _changed(self, cuts: Cuts, sign: int) -> Cuts:
         if self.kind is Kind.KV_GROUP:
-            return cuts.model_copy(update={"kv_groups": cuts.kv_groups + 1})
+            return cuts.model_copy(update={"kv_groups": cuts.kv_groups + sign * self.count})
         if self.kind is Kind.QUERY_HEAD:
-            return cuts.model_copy(update={"query_heads": cuts.query_heads + 1})
+            return cuts.model_copy(update={"query_heads": cuts.query_heads + sign * self.count})
         if self.kind is Kind.FFN:
-            return cuts.model_copy(update={"ffn_channels": cuts.ffn_channels + self.channels})
-        layers = tuple(sorted({*cuts.layers, int(self.layer or 0)}))
-        return cuts.model_copy(update={"layers": layers})
+            return cuts.model_copy(update={
+                "ffn_channels": cuts.ffn_channels + sign * self.channels})
+        layers = {*cuts.layers, int(self.layer or 0)}
+        if sign < 0:
+            layers.discard(int(self.layer or 0))
+        return cuts.model_copy(update={"layers": tuple(sorted(layers))})
 
     def describe(self) -> str:
         """Return the move in words."""
         return {
             Kind.LAYER: f"drop layer {self.layer}",
-            Kind.KV_GROUP: "drop one KV group from every layer",
-            Kind.QUERY_HEAD: "drop one query head from every KV group",
+            Kind.KV_GROUP: f"drop {_counted(self.count, 'KV group')} from every layer",
+            Kind.QUERY_HEAD: f"drop {_counted(self.count, 'query head')} from every KV group",
             Kind.FFN: f"narrow every FFN by {self.channels} channels",
         }[self.kind]
 
 
 def moves(base: LlamaShape, cuts: Cuts) -> list[Move]:
-    """Return every move that leaves at least one layer, one head, and an FFN of one step."""
-    left = cuts.shape(base)
+    """Return every move that leaves enough layers, and widths that are served."""
+    left = widths_of(base, cuts)
     found = []
-    if left.num_hidden_layers > 1:
+    if base.num_hidden_layers - len(cuts.layers) > least_of(base.num_hidden_layers):
         found += [Move(kind=Kind.LAYER, layer=i) for i in range(base.num_hidden_layers)
                   if i not in cuts.layers]
-    if left.num_key_value_heads > 1:
-        found.append(Move(kind=Kind.KV_GROUP))
-    if left.queries_per_group > 1:
-        found.append(Move(kind=Kind.QUERY_HEAD))
-    if left.intermediate_size > FFN_STEP:
-        # the first step ends at a multiple
-        channels = left.intermediate_size % FFN_STEP or FFN_STEP
-        found.append(Move(kind=Kind.FFN, channels=channels))
+    pairs = served_heads(base)
+    if fewer := [g for g, q in pairs if q == left.queries and g < left.groups]:
+        found.append(Move(kind=Kind.KV_GROUP, count=left.groups - max(fewer)))
+    if fewer := [q for g, q in pairs if g == left.groups and q < left.queries]:
+        found.append(Move(kind=Kind.QUERY_HEAD, count=left.queries - max(fewer)))
+    if fewer := [width for width in served_ffn(base) if width < left.ffn]:
+        found.append(Move(kind=Kind.FFN, channels=left.ffn - max(fewer)))
     return found
 
 
-def smallest(base: LlamaShape) -> LlamaShape:
-    """Return the smallest shape that moves reach."""
-    return base.replace(num_hidden_layers=1, num_key_value_heads=1, num_attention_heads=1,
-                        intermediate_size=min(base.intermediate_size, FFN_STEP))
+def moves_back(base: LlamaShape, cuts: Cuts) -> list[Move]:
+    """Return every move that can be taken back from `cuts` with `Move.before`."""
+    left = widths_of(base, cuts)
+    found = [Move(kind=Kind.LAYER, layer=i) for i in cuts.layers]
+    pairs = served_heads(base)
+    if more := [g for g, q in pairs if q == left.queries and g > left.groups]:
+        found.append(Move(kind=Kind.KV_GROUP, count=min(more) - left.groups))
+    if more := [q for g, q in pairs if g == left.groups and q > left.queries]:
+        found.append(Move(kind=Kind.QUERY_HEAD, count=min(more) - left.queries))
+    if more := [width for width in served_ffn(base) if width > left.ffn]:
+        found.append(Move(kind=Kind.FFN, channels=min(more) - left.ffn))
+    return found
+
+
+def why_width(base: LlamaShape, old: Cuts, new: Cuts) -> str:
+    """Say why the widths of `new` that differ from those of `old` are offered; may be empty."""
+    left, reasons = widths_of(base, new), []
+    if (old.kv_groups, old.query_heads) != (new.kv_groups, new.query_heads):
+        reasons.append(heads_reason(base, left.groups, left.queries))
+    if old.ffn_channels != new.ffn_channels:
+        reasons.append(ffn_reason(base, left.ffn))
+    return "; ".join(reasons)
+
+
+def describe_change(old: Cuts, new: Cuts) -> str:
+    """Return in words how one plan's cuts differ from another's.
+
+    For example `swap: layer 12 back, layer 25 dropped`; `undo` where something only comes back,
+    `cut` where something only goes.
+    """
+    back = _layers(set(old.layers) - set(new.layers), "back")
+    gone = _layers(set(new.layers) - set(old.layers), "dropped")
+    for name, thing, where in (("kv_groups", "KV group", "in every layer"),
+                               ("query_heads", "query head", "in every KV group"),
+                               ("ffn_channels", "FFN channel", "in every layer")):
+        change = getattr(new, name) - getattr(old, name)
+        if change < 0:
+            back.append(f"{_counted(-change, thing)} back {where}")
+        if change > 0:
+            gone.append(f"{_counted(change, thing)} dropped {where}")
+    verb = "swap" if back and gone else "undo" if back else "cut"
+    return f"{verb}: {', '.join([*back, *gone])}"
+
+
+def _layers(numbers: Iterable[int], fate: str) -> list[str]:
+    ordered = sorted(numbers)
+    if not ordered:
+        return []
+    return [f"layer{'s' if len(ordered) > 1 else ''} {' '.join(map(str, ordered))} {fate}"]
+
+
+def _counted(count: int, thing: str) -> str:
+    return f"one {thing}" if count == 1 else f"{count} {thing}s"

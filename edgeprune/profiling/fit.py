@@ -1,36 +1,134 @@
 """Fit the cost model to measured shapes. Pure.
 
-In: shapes with their measured costs. Out: a `CostModel` with its residuals.
+In: shapes with their requests and measured costs. Out: a `CostModel` with its errors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from edgeprune.cost import METRICS, Cost, CostModel, features
-from edgeprune.model.quantization import tensor_bytes
+from edgeprune.cost import (
+    OTHER,
+    REPACKED,
+    Cost,
+    CostModel,
+    Features,
+    context_tokens,
+    prompt_features,
+    ram_features,
+    repack_features,
+    token_features,
+)
+from edgeprune.model.quantization import BLOCKS
 from edgeprune.model.shape import LlamaShape
 
+Vector = NDArray[np.float64]
+Matrix = NDArray[np.float64]
+_TYPE_NAMES = {f"{kind} MB" for kind in BLOCKS}
+# How much the prices of number types are held together. Within one model family their amounts move
+# nearly in step, so that noise alone would give one type everything and the next nothing.
+TYPE_TIE = 0.3
 
-def fit_cost_model(samples: Sequence[tuple[LlamaShape, Cost]], quant: str) -> CostModel:
-    """Fit a cost model to measured shapes by non-negative least squares on relative errors.
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A measured shape: the request, and what it cost."""
+
+    shape: LlamaShape
+    n_prompt: int
+    n_new: int
+    cost: Cost
+    n_ctx: int | None = None
+
+
+def fit_cost_model(
+    points: Sequence[Point], quant: str, threads: int, metadata_bytes: int
+) -> CostModel:
+    """Fit a cost model by non-negative least squares on relative errors.
 
     Args:
-        samples: At least two shapes that differ in depth, with their costs.
+        points: Measured shapes; at least two that differ in depth.
         quant: Number format of the measured files.
+        threads: CPU threads that were used.
+        metadata_bytes: Kept in the model; profiled files have no tokenizer in theirs.
     """
-    rows = np.array([features(shape) for shape, _ in samples])
-    scale = rows.max(axis=0)
-    coefficients, residuals = {}, {}
-    for name in METRICS:
-        measured = np.array([getattr(cost, name) for _, cost in samples])
-        relative = rows / scale / measured[:, None]
-        solution, _ = nnls(relative, np.ones(len(samples)))
-        coefficients[name] = tuple(float(x) for x in solution / scale)
-        residuals[name] = float(np.abs(relative @ solution - 1).max())
-    headers = [int(cost.file_bytes) - tensor_bytes(shape, quant) for shape, cost in samples]
-    return CostModel.model_validate({"coefficients": coefficients, "worst_residual": residuals,
-                                     "quant": quant, "header_bytes": max(headers)})
+    prices, worst, error = {}, {}, {}
+    for metric, rows, wanted, scale in _problems(points, quant, threads):
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        amounts = np.array([[row.get(name, 0.0) for name in names] for row in rows])
+        matrix, target = amounts / scale[:, None], wanted / scale
+        solution = _solve(matrix, target, names)
+        prices[metric] = _named(solution, names, amounts)
+        worst[metric] = float(np.abs(matrix @ solution - target).max())
+        error[metric] = _left_out_error(matrix, target, names)
+    return CostModel(prices=prices, worst_residual=worst, error=error, quant=quant,
+                     threads=threads, metadata_bytes=metadata_bytes)
+
+
+def _problems(
+    points: Sequence[Point], quant: str, threads: int
+) -> Iterator[tuple[str, list[Features], Vector, Vector]]:
+    """Yield for each metric the features, what they must add up to, and what errors are shares of.
+
+    Of RAM, the file, the KV cache and the repacked weights are known.
+    """
+    cost = {name: np.array([getattr(p.cost, name) for p in points]) for name in Cost.model_fields}
+    ttft, token = cost["ttft_ms"], cost["token_ms"]
+    yield "ttft_ms", [prompt_features(p.shape, quant, p.n_prompt) for p in points], ttft, ttft
+    rooms = [context_tokens(p.n_prompt, p.n_new, p.n_ctx) for p in points]
+    yield "token_ms", [token_features(p.shape, quant, p.n_prompt, p.n_new, room, threads)
+                       for p, room in zip(points, rooms, strict=True)], token, token
+    known = cost["file_bytes"] + cost["kv_cache_bytes"] + cost[REPACKED]
+    yield "ram_bytes", [ram_features(p.shape, p.n_prompt) for p in points], (
+        cost["ram_bytes"] - known), cost["ram_bytes"]
+    yield REPACKED, [repack_features(p.shape, quant) for p in points], cost[REPACKED], (
+        cost["file_bytes"])
+
+
+def _solve(matrix: Matrix, target: Vector, names: Sequence[str]) -> Vector:
+    """Return the prices `x >= 0` of the least `||matrix @ x - target||`, number types tied.
+
+    Named "... stored", types are not tied: a kernel wants its own order of a type, or not.
+    """
+    types = [i for i, name in enumerate(names) if name in _TYPE_NAMES]
+    ties = np.zeros((max(len(types) - 1, 0), len(names)))
+    if types:
+        # as heavy as TYPE_TIE of a measured shape that had its weights in the two types
+        unit = TYPE_TIE * float(np.median(matrix[:, types].sum(axis=1)))
+        for row, (one, other) in zip(ties, pairwise(types), strict=True):
+            row[one], row[other] = unit, -unit
+    scale = np.abs(matrix).max(axis=0)
+    scale[scale == 0] = 1.0
+    solution, _ = nnls(np.vstack([matrix, ties]) / scale,
+                       np.concatenate([target, np.zeros(len(ties))]))
+    return np.asarray(solution / scale)
+
+
+def _left_out_error(matrix: Matrix, target: Vector, names: Sequence[str]) -> float:
+    """Return the typical error of each shape as predicted by a fit to the others.
+
+    From the median absolute error (times 1.4826, as for a normal distribution's sigma): the one
+    shape of another vocabulary says little of the others.
+    """
+    if len(target) < 3:
+        return float(np.abs(matrix @ _solve(matrix, target, names) - target).max())
+    kept = ~np.eye(len(target), dtype=bool)
+    errors = [matrix[i] @ _solve(matrix[keep], target[keep], names) - target[i]
+              for i, keep in enumerate(kept)]
+    return float(1.4826 * np.median(np.abs(errors)))
+
+
+def _named(solution: Vector, names: Sequence[str], amounts: Matrix) -> Features:
+    """Return prices by name, with that of number types which were not measured: the mean."""
+    types = [i for i, name in enumerate(names) if name in _TYPE_NAMES]
+    prices = {name: float(price) for name, price in zip(names, solution, strict=True)}
+    total = amounts.sum(axis=0)[types]
+    if total.sum() > 0:
+        prices[OTHER] = float(total @ solution[types] / total.sum())
+    return prices

@@ -1,48 +1,68 @@
 """The profile stage: measure a few synthetic shapes on a target and fit the cost model.
 
-In: an open target, the shape of the model, number format and workload. Out: a `Profile`, written to
-`profiles/TARGET/KEY.json` and used again as long as machine, runtime, shape and workload are the
-same.
+In: an open target, the shape of the model, the number format. Out: a `Profile`, written to
+`profiles/TARGET/KEY.json` and used again as long as machine, runtime, threads and shape are the
+same. It holds for requests of any length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
-from edgeprune.cost import Cost, CostModel
-from edgeprune.device.measure import Measurement, Subject, Workload, measure
+import numpy as np
+
+from edgeprune.cost import UBATCH, Cost, CostModel, context_tokens, kv_cache_bytes
+from edgeprune.device.measure import Measurement, Subject, Workload, measure_in_turn
 from edgeprune.device.probe import DeviceFacts
 from edgeprune.device.runtime import LLAMA_CPP_PYTHON
 from edgeprune.device.session import Device
-from edgeprune.model.quantization import K_QUANT_BLOCK
+from edgeprune.export.gguf import header_of
+from edgeprune.model.quantization import tensor_bytes
 from edgeprune.model.shape import LlamaShape
-from edgeprune.profiling.fit import fit_cost_model
-from edgeprune.profiling.synthetic import synthetic_header
+from edgeprune.profiling.design import DesignPoint, Pace, design, pace_of, reference_shape
+from edgeprune.profiling.fit import Point, fit_cost_model
+from edgeprune.profiling.polish import typical_times
 from edgeprune.records import Record, __version__, digest
 
-# A profile needs the middle of the distribution only; the verdict's measurement takes more.
-REQUESTS = 4
+ROUNDS, SECONDS = 25, 150  # of all blocks; three rounds of each are measured whatever they take
+ATTEMPTS = 2  # a disturbed profile is measured again by the next run, too
+PILOT = Workload(n_prompt=8, n_new=8, requests=1)
 
 
 class Sample(Record):
-    """One measured shape."""
+    """One measured shape.
+
+    Attributes:
+        block: Shapes of one block were measured in turn; the first of each block is the same shape.
+    """
 
     shape: LlamaShape
     measurement: Measurement
+    block: int
 
 
 class Profile(Record):
-    """What was measured on a target for the shapes around one model, and the fit."""
+    """What was measured on a target for the shapes around one model, and the fit.
+
+    Attributes:
+        read_bytes_per_s: How fast the threads read memory together.
+        sent_bytes: What was sent to the target to measure this, beyond the runtime.
+        seconds: How long it took.
+    """
 
     facts: DeviceFacts
     quant: str
     threads: int
-    workload: Workload
     samples: tuple[Sample, ...]
     model: CostModel
+    read_bytes_per_s: float
+    sent_bytes: int
+    seconds: float
 
     @property
     def is_disturbed(self) -> bool:
@@ -50,14 +70,23 @@ class Profile(Record):
         return any(sample.measurement.disturbances for sample in self.samples)
 
 
-def profile_key(device: Device, shape: LlamaShape, quant: str, workload: Workload) -> str:
-    """Identify a profile by everything that its numbers depend on."""
-    return digest(__version__, device.facts.identity(), LLAMA_CPP_PYTHON, device.threads, shape,
-                  quant, workload.n_prompt, workload.n_new)
+class Laid(NamedTuple):
+    """A synthetic model that lies on the target."""
+
+    subject: Subject
+    metadata_bytes: int
+    sent_bytes: int
+
+
+def profile_path(device: Device, shape: LlamaShape, quant: str, directory: Path) -> Path:
+    """Return where a profile is kept: under the hash of everything that its numbers depend on."""
+    key = digest(__version__, device.facts.identity(), LLAMA_CPP_PYTHON, device.threads, UBATCH,
+                 shape, quant)
+    return directory / device.target.name / f"{key}.json"
 
 
 def profile(
-    device: Device, shape: LlamaShape, quant: str, workload: Workload, directory: Path
+    device: Device, shape: LlamaShape, quant: str, directory: Path, *, fresh: bool = False
 ) -> Profile:
     """Return the profile for a model's shape on a target, measured when there is none on disk.
 
@@ -67,55 +96,111 @@ def profile(
         device: The open target.
         shape: The unpruned model.
         quant: Number format of the artifact.
-        workload: Prompt and new tokens of a request.
         directory: Where profiles are kept, `profiles/`.
+        fresh: Measure even when there is one on disk.
     """
-    key = profile_key(device, shape, quant, workload)
-    path = directory / device.target.name / f"{key}.json"
-    if path.is_file() and not (known := Profile.read(path)).is_disturbed:
+    path = profile_path(device, shape, quant, directory)
+    if not fresh and path.is_file() and not (known := Profile.read(path)).is_disturbed:
         return known
-    requests = min(REQUESTS, workload.requests)
-    shorter = workload.model_copy(update={"requests": requests})
-    shapes = profile_shapes(shape)
-    with ExitStack() as on_target:
-        subjects = [on_target.enter_context(_synthetic(device, s, quant)) for s in shapes]
-        measured = measure(device, subjects, shorter, f"profiling {len(shapes)} shapes")
-    samples = tuple(Sample(shape=s, measurement=m) for s, m in zip(shapes, measured, strict=True))
-    result = Profile(
-        facts=device.facts,
-        quant=quant,
-        threads=device.threads,
-        workload=shorter,
-        samples=samples,
-        model=fit_cost_model([(s.shape, cost_of(s.measurement)) for s in samples], quant),
-    )
+    result = _measured(device, shape, quant)
     result.write(path)
     return result
 
 
-def profile_shapes(shape: LlamaShape) -> list[LlamaShape]:
-    """Return the shapes to measure: whole and half depth, with all, half the heads, half the FFN.
-
-    A model of one layer or of one head gives fewer shapes; its cost does not vary there. Pure.
-    """
-    depths = sorted({shape.num_hidden_layers, max(1, shape.num_hidden_layers // 2)}, reverse=True)
-    groups, queries = shape.num_key_value_heads, shape.queries_per_group
-    if groups > 1:
-        half = shape.replace(num_key_value_heads=groups // 2,
-                             num_attention_heads=groups // 2 * queries)
-    elif queries > 1:
-        half = shape.replace(num_attention_heads=queries // 2)
-    else:
-        half = shape
-    narrow = shape.replace(intermediate_size=_half_width(shape.intermediate_size))
-    widths = dict.fromkeys([shape, half, narrow])
-    return [width.replace(num_hidden_layers=depth) for depth in depths for width in widths]
+def _measured(device: Device, shape: LlamaShape, quant: str) -> Profile:
+    began = time.monotonic()
+    speed = device.run_job({"kind": "bandwidth", "threads": device.threads}, "reading memory")
+    pilot, pace = try_out(device, shape, quant)
+    samples, laid = measure_points(device, design(shape, quant, pace), quant, pilot)
+    fitted = fit_cost_model(points_of(samples), quant, device.threads, laid[0].metadata_bytes)
+    return Profile(
+        facts=device.facts, quant=quant, threads=device.threads, samples=samples, model=fitted,
+        read_bytes_per_s=speed["read_bytes_per_s"],
+        sent_bytes=sum(one.sent_bytes for one in laid), seconds=time.monotonic() - began,
+    )
 
 
-def _half_width(width: int) -> int:
-    """Return half of an FFN's width, in whole K-quant blocks when there are any."""
-    half = width // 2
-    return half - half % K_QUANT_BLOCK if half >= K_QUANT_BLOCK else max(half, 1)
+def try_out(device: Device, shape: LlamaShape, quant: str) -> tuple[Measurement, Pace]:
+    """Measure the reference once, to learn how much RAM it takes and which requests fit."""
+    reference = reference_shape(shape, quant)
+    with ExitStack() as on_target:
+        laid = on_target.enter_context(lay_out(device, DesignPoint(reference, PILOT), quant))
+        (pilot,) = measure_in_turn(device, [laid.subject], PILOT, "trying out the target",
+                                   attempts=1)
+    return pilot, pace_of(pilot.ttft_ms / PILOT.n_prompt, pilot.token_ms)
+
+
+def measure_points(
+    device: Device, points: Sequence[DesignPoint], quant: str, pilot: Measurement,
+    *, seconds: float = SECONDS,
+) -> tuple[tuple[Sample, ...], list[Laid]]:
+    """Measure points in turn, in blocks that the target's RAM holds; the first point is in each."""
+    with ExitStack() as on_target:
+        laid = [on_target.enter_context(lay_out(device, point, quant)) for point in points]
+        subjects = [one.subject for one in laid]
+        return _measure_blocks(device, points, subjects, pilot, seconds), laid
+
+
+def _measure_blocks(
+    device: Device, points: Sequence[DesignPoint], subjects: Sequence[Subject],
+    pilot: Measurement, seconds: float,
+) -> tuple[Sample, ...]:
+    share = pilot.memory.peak_bytes / pilot.file_bytes  # RAM for each byte of the file
+    blocks = blocks_of([share * subject.file_bytes for subject in subjects],
+                       0.8 * (device.facts.ram_bytes - 2**28))
+    rounds = Workload(n_prompt=1, n_new=2, requests=ROUNDS)
+    samples = []
+    for number, block in enumerate(blocks):
+        what = f"profiling {len(points)} shapes" + (
+            f", part {number + 1} of {len(blocks)}" if len(blocks) > 1 else "")
+        measured = measure_in_turn(device, [subjects[i] for i in block], rounds, what,
+                                   seconds=seconds / len(blocks), attempts=ATTEMPTS)
+        samples += [Sample(shape=points[i].shape, measurement=m, block=number)
+                    for i, m in zip(block, measured, strict=True)]
+    return tuple(samples)
+
+
+def blocks_of(need_bytes: Sequence[float], room_bytes: float) -> list[list[int]]:
+    """Return the numbers of models in blocks that fit into RAM; model 0 is in each. Pure."""
+    blocks: list[list[int]] = [[0]]
+    left = room_bytes - need_bytes[0]
+    for number, need in enumerate(need_bytes[1:], start=1):
+        if need > left and len(blocks[-1]) > 1:
+            blocks.append([0])
+            left = room_bytes - need_bytes[0]
+        blocks[-1].append(number)
+        left -= need
+    return blocks
+
+
+def points_of(samples: Iterable[Sample]) -> list[Point]:
+    """Return each measured shape once, with its typical cost (`edgeprune.profiling.polish`)."""
+    blocks = _by_block(samples)
+    once = [sample for number, block in enumerate(blocks)
+            for sample in (block[1:] if number else block)]
+    ttft, token = typical(samples, "request_ttft_ms"), typical(samples, "request_token_ms")
+    points = []
+    for sample, ttft_ms, token_ms in zip(once, ttft, token, strict=True):
+        request = sample.measurement.workload
+        room = context_tokens(request.n_prompt, request.n_new, request.n_ctx)
+        cost = cost_of(sample.measurement).model_copy(update={
+            "ttft_ms": ttft_ms, "token_ms": token_ms,
+            "kv_cache_bytes": kv_cache_bytes(sample.shape, room)})
+        points.append(Point(sample.shape, request.n_prompt, request.n_new, cost, request.n_ctx))
+    return points
+
+
+def typical(samples: Iterable[Sample], times: str) -> list[float]:
+    """Return the typical value of one of a measurement's times, for each measured shape once."""
+    return typical_times([np.array([getattr(sample.measurement, times) for sample in block])
+                          for block in _by_block(samples)])
+
+
+def _by_block(samples: Iterable[Sample]) -> list[list[Sample]]:
+    blocks: dict[int, list[Sample]] = {}
+    for sample in samples:
+        blocks.setdefault(sample.block, []).append(sample)
+    return list(blocks.values())
 
 
 def cost_of(measurement: Measurement) -> Cost:
@@ -125,19 +210,26 @@ def cost_of(measurement: Measurement) -> Cost:
         token_ms=measurement.token_ms,
         ram_bytes=measurement.memory.peak_bytes,
         file_bytes=measurement.file_bytes,
+        kv_cache_bytes=measurement.memory.kv_cache_bytes,
+        repacked_bytes=measurement.memory.repacked_bytes,
     )
 
 
 @contextmanager
-def _synthetic(device: Device, shape: LlamaShape, quant: str) -> Iterator[Subject]:
-    """Put a synthetic model's header on a target, and delete it at the end."""
+def lay_out(device: Device, point: DesignPoint, quant: str) -> Iterator[Laid]:
+    """Put the header of a synthetic model on a target, and delete it at the end.
+
+    The target lays the tensors out behind it as a hole: a few kilobytes are sent for any size.
+    """
     with TemporaryDirectory() as scratch:
-        device.notify(f"laying out {shape.describe()}")
-        header, size = synthetic_header(shape, quant, Path(scratch))
+        device.notify(f"laying out {point.shape.describe()}")
+        header = header_of(point.shape, quant, Path(scratch))
         file = Path(scratch) / "header.gguf"
-        file.write_bytes(header)
+        file.write_bytes(header.data)
         remote = device.put_model(file)
+    size = len(header.data) + tensor_bytes(point.shape, quant)
+    subject = Subject({"header": remote, "size_bytes": size}, size, point.workload)
     try:
-        yield Subject({"header": remote, "size_bytes": size}, size)
+        yield Laid(subject, header.metadata_bytes, len(header.data))
     finally:
         device.forget(remote)

@@ -1,8 +1,6 @@
 """Perplexity of an artifact, by the runtime that is deployed, on this machine.
 
-In: a GGUF file. Out: its perplexity on the shipped evaluation text (WikiText-2 validation,
-tokenized form; disjoint from the calibration text): 8 windows of 512 tokens from its beginning,
-each from an empty context, no special tokens, every token after a window's first counted.
+In: a GGUF file. Out: its perplexity on the windows of `edgeprune.quality.windows`.
 """
 
 from __future__ import annotations
@@ -13,11 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeprune.data import shipped_text
 from edgeprune.model.gguf import GgufModel
+from edgeprune.quality.windows import WINDOW_TOKENS, WINDOWS, predictions, text_windows
 from edgeprune.records import Record
-
-WINDOWS, WINDOW_TOKENS = 8, 512
 
 
 class Quality(Record):
@@ -33,16 +29,15 @@ def perplexity(
     """Return the perplexity of a GGUF file on the evaluation text.
 
     The exponential of the mean negative log likelihood of each next token (Jelinek et al., 1977).
+
+    Raises:
+        InputError: llama.cpp refuses the file, or its tokenizer the text.
     """
     total, count = 0.0, 0
     with GgufModel(artifact, n_ctx=WINDOW_TOKENS, threads=threads) as model:
-        tokens = model.tokenize(shipped_text("evaluation"))
-        for i in range(WINDOWS):
+        for i, window in enumerate(text_windows(model)):
             notify(f"perplexity of {artifact.name}: window {i + 1} of {WINDOWS}")
-            window = tokens[i * WINDOW_TOKENS : (i + 1) * WINDOW_TOKENS]
-            logits = model.logits(window)[:-1].astype(np.float64)
-            peak = logits.max(axis=1)
-            log_sum = peak + np.log(np.exp(logits - peak[:, None]).sum(axis=1))
-            total += float((log_sum - logits[np.arange(len(logits)), window[1:]]).sum())
-            count += len(logits)
+            for following, log_probabilities in predictions(model, window):
+                total -= float(log_probabilities[np.arange(len(following)), following].sum())
+                count += len(following)
     return Quality(perplexity=math.exp(total / count), n_tokens=count)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from edgeprune.device.measure import Measurement
 from edgeprune.device.probe import DeviceFacts
-from edgeprune.planning.budget import Budget, Metric
+from edgeprune.judging import Judgement
+from edgeprune.planning.budget import Budget
 from edgeprune.planning.greedy import Plan
 from edgeprune.records import Record, Verdict
 
@@ -37,13 +38,15 @@ class Outcome(Record):
     """The end of a run.
 
     Attributes:
+        quant: Number format of the artifact.
+        reference: That of the unpruned model beside it.
+        threads: CPU threads.
         disturbances: Why the target was not quiet, when it was not.
-        values: Measured value of each constrained metric.
-        limits: What it had to stay below.
+        judgements: Each constraint against what was measured.
         rounds: Turns of plan, build, measure.
         requests: Measured requests in each measurement.
         system_info: The runtime's own line on the kernels that it used.
-        before: The unpruned model in the same number format.
+        before: The unpruned model.
         after: The artifact.
         device_path: Where the artifact lies on the target; None on `local`.
     """
@@ -54,10 +57,11 @@ class Outcome(Record):
     emulated: bool
     budget: Budget
     quant: str
+    reference: str
+    threads: int
     verdict: Verdict
     disturbances: tuple[str, ...]
-    values: dict[Metric, float]
-    limits: dict[Metric, float]
+    judgements: tuple[Judgement, ...]
     rounds: int
     requests: int
     system_info: str

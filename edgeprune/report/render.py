@@ -9,11 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from edgeprune.cost import Cost
+from edgeprune.cost import Cost, roofline_token_ms
 from edgeprune.device.measure import Measurement
 from edgeprune.device.probe import DeviceFacts
-from edgeprune.planning.budget import Metric
+from edgeprune.judging import Judgement
+from edgeprune.model.cuts import Cuts
+from edgeprune.model.shape import LlamaShape
+from edgeprune.planning.budget import DEFAULT_NEW, DEFAULT_PROMPT, Metric
+from edgeprune.planning.demand import Demand
 from edgeprune.planning.greedy import Plan
+from edgeprune.profiling.profile import Profile
 from edgeprune.records import Verdict, __version__
 from edgeprune.report.outcome import Outcome, figures_of
 
@@ -39,6 +44,7 @@ _NOTES = (
     "the budget is relative they are shares of the unpruned model as measured beside the pruned. "
     "Perplexity: of the artifact, on the host, WikiText-2 validation, 8 windows of 512 tokens."
 )
+PERCENTILED = {Metric.LATENCY, Metric.TTFT, Metric.DECODE}
 HEADER = ("measured", "unpruned", "pruned", "change", "predicted")
 
 
@@ -123,15 +129,83 @@ def limits_in_words(limits: Mapping[Metric, float]) -> str:
 
 def plan_lines(plan: Plan) -> list[str]:
     """Return a plan with its reasons, a line for each."""
-    if not plan.steps:
+    if plan.cuts == Cuts():
         return ["plan: nothing to cut, the unpruned model holds the budget"]
     count = f"{len(plan.steps)} move{'s' if len(plan.steps) > 1 else ''}"
-    lines = [f"plan: {count}, aiming {plan.margin:.0%} below each limit"]
+    better = f", bettered {_times(len(plan.refined))}" if plan.refined else ""
+    lines = [f"plan: {count}{better}, aiming {plan.margin:.1%} below each limit"]
     lines += [f"{i + 1:>3}. {step.reason}" for i, step in enumerate(plan.steps)]
-    loss = plan.steps[-1].loss - (plan.base_loss or 0.0)
-    lines.append(f"     left: {plan.shape.describe()}; loss {plan.base_loss:.3f} {loss:+.3f} nats "
-                 "per token on the calibration text")
+    lines += [f"   + {change}" for change in plan.refined]
+    lines.append(f"     left: {plan.shape.describe()}; loss {plan.base_loss:.3f} "
+                 f"{plan.loss_increase:+.3f} nats per token on the calibration text")
     return lines
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
+def cuts_in_words(plan: Plan) -> str:
+    """Return in a few words what a plan removes."""
+    old, new, parts = plan.base, plan.shape, []
+    for name, label in (("num_hidden_layers", "layers"), ("num_attention_heads", "query heads"),
+                        ("num_key_value_heads", "KV heads"), ("intermediate_size", "FFN")):
+        before, after = getattr(old, name), getattr(new, name)
+        if before != after:
+            parts.append(f"{label} {before} -> {after}")
+    return ", ".join(parts) or "no cut"
+
+
+def profile_in_words(found: Profile) -> str:
+    """Return how well a profile predicts, and what it took."""
+    model, where = found.model, " on a busy machine" if found.is_disturbed else ""
+    return (f"profile, {found.quant}, {found.threads} threads: {len(found.samples)} synthetic "
+            f"models measured{where} in {found.seconds:.0f} s, {found.sent_bytes / 1e3:.0f} kB "
+            f"sent; a prediction is typically off by {model.error['token_ms']:.1%} for a token, "
+            f"{model.error['ttft_ms']:.1%} for the prompt, {model.error['ram_bytes']:.1%} for RAM")
+
+
+def profile_rows(found: Profile, shape: LlamaShape) -> list[tuple[str, str]]:
+    """Return what a profile predicts for a model, as a table of two columns."""
+    n_prompt, n_new = DEFAULT_PROMPT, DEFAULT_NEW
+    cost, fixed = found.model.predict(shape, n_prompt, n_new), found.model.fixed(shape, n_prompt)
+    roofline = roofline_token_ms(shape, found.quant, found.read_bytes_per_s)
+    return [
+        (f"latency of {n_new} tokens after {n_prompt}", _show(cost.latency_ms(n_new), "ms")),
+        ("time to first token", _show(cost.ttft_ms, "ms")),
+        ("decode", _show(cost.decode_tokens_per_s, "tokens/s")),
+        ("- fixed part of a token", _show(fixed.token_ms, "ms")),
+        ("- roofline (weights read once)", _show(1e3 / roofline, "tokens/s")),
+        ("memory read speed", _show(found.read_bytes_per_s / 1e9, "GB/s")),
+        ("peak RAM", _show(cost.ram_bytes, "MiB")),
+        ("- file, mapped", _show(cost.file_bytes, "MiB")),
+        ("- repacked weights", _show(cost.repacked_bytes, "MiB")),
+        ("- KV cache", _show(cost.kv_cache_bytes, "MiB")),
+    ]
+
+
+def predicted_rows(plan: Plan, demand: Demand) -> list[tuple[str, str, str]]:
+    """Return what is predicted of a plan, as a table of three columns."""
+    n_new = demand.budget.n_new
+    old, new = plan.base_cost, plan.cost
+    return [
+        (f"latency of {n_new} tokens after {demand.budget.n_prompt}",
+         _show(old.latency_ms(n_new), "ms"), _show(new.latency_ms(n_new), "ms")),
+        ("time to first token", _show(old.ttft_ms, "ms"), _show(new.ttft_ms, "ms")),
+        ("decode", _show(old.decode_tokens_per_s, "tokens/s"),
+         _show(new.decode_tokens_per_s, "tokens/s")),
+        ("peak RAM", _show(old.ram_bytes, "MiB"), _show(new.ram_bytes, "MiB")),
+        ("file size", _show(old.file_bytes, "MiB"), _show(new.file_bytes, "MiB")),
+    ]
+
+
+def measured_in_words(m: Measurement) -> str:
+    """Return a measurement in one line."""
+    emulated = ", emulated" if m.emulated else ""
+    return (f"p50 {m.latency_ms(50):.0f} ms for {m.workload.n_new} tokens after "
+            f"{m.workload.n_prompt}, {m.workload.requests} requests "
+            f"({m.decode_tokens_per_s:.1f} tokens/s, "
+            f"{m.memory.peak_bytes / 2**20:.0f} MiB{emulated})")
 
 
 def verdict_lines(outcome: Outcome) -> list[str]:
@@ -139,15 +213,28 @@ def verdict_lines(outcome: Outcome) -> list[str]:
     emulated = " on an emulated machine" if outcome.emulated else ""
     turns = f"{outcome.rounds} round{'s' if outcome.rounds > 1 else ''}"
     lines = [f"budget '{outcome.budget.text}' {outcome.verdict}{emulated} after {turns}"]
-    for metric, value in outcome.values.items():
-        holds = "holds" if value <= outcome.limits[metric] else "does not hold"
-        lines.append(f"  {metric.label} {metric.show(value)} measured, "
-                     f"limit {metric.show(outcome.limits[metric])}: {holds}")
+    lines += [f"  {judgement_in_words(judgement)}" for judgement in outcome.judgements]
     lines += [f"  disturbed: {what}" for what in outcome.disturbances]
-    if outcome.verdict is Verdict.INCONCLUSIVE:
+    if outcome.disturbances:
         lines.append("  run again on a quiet machine; finished stages are kept, "
                      "disturbed measurements are taken again")
+    elif outcome.verdict is Verdict.INCONCLUSIVE:
+        lines.append("  more --requests, or a quieter machine, would narrow the interval")
     return lines
+
+
+def judgement_in_words(judgement: Judgement) -> str:
+    """Return what was measured, how sure it is, and whether it holds the limit."""
+    metric, measured = judgement.metric, judgement.measured
+    at = f" p{judgement.percentile:g}" if metric in PERCENTILED else ""
+    sure = ""
+    if measured.low < measured.high:
+        low, high = sorted((measured.low, measured.high), reverse=metric is Metric.DECODE)
+        sure = f" ({metric.show(low)} to {metric.show(high)} at 95 %)"
+    holds = {Verdict.MET: "holds", Verdict.MISSED: "does not hold",
+             Verdict.INCONCLUSIVE: "the limit lies within what is uncertain"}[judgement.verdict]
+    return (f"{metric.label}{at} {metric.show(measured.point)}{sure} measured, limit "
+            f"{metric.show(judgement.limit)}: {holds}")
 
 
 def report(outcome: Outcome) -> str:
@@ -158,8 +245,9 @@ def report(outcome: Outcome) -> str:
         "\n".join(verdict_lines(outcome)),
         f"Target: {outcome.facts.describe()}{emulated}",
         f"Runtime: `{outcome.system_info.strip()}`",
-        (f"Format: {outcome.quant}. Requests: {outcome.requests} of {outcome.budget.n_new} new "
-         f"tokens after {outcome.budget.n_prompt} prompt tokens, after one warm-up."),
+        (f"Format: {outcome.quant}{_compared(outcome)}. {outcome.threads} threads. Requests: "
+         f"{outcome.requests} of {outcome.budget.n_new} new tokens after "
+         f"{outcome.budget.n_prompt} prompt tokens, after a warm-up."),
         markdown_table(HEADER, before_after(outcome)),
         "## Plan",
         "\n".join(plan_lines(outcome.plan)),
@@ -167,6 +255,11 @@ def report(outcome: Outcome) -> str:
         f"Made by edgeprune {__version__}.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _compared(outcome: Outcome) -> str:
+    other = outcome.reference
+    return "" if other == outcome.quant else f" (the unpruned model beside it: {other})"
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from edgeprune.device import agent
+from edgeprune.device import agent, runner
 from edgeprune.export.gguf import export_gguf
 from edgeprune.model.checkpoint import Checkpoint
 from tests.tiny import make_tiny
@@ -148,8 +148,8 @@ def test_a_reused_process_number_is_not_the_job(tmp_path: Path) -> None:
 
 
 def test_prompts_are_the_same_in_every_run() -> None:
-    assert agent.prompt_tokens(1000, 5) == agent.prompt_tokens(1000, 5)
-    assert all(0 <= token < 7 for token in agent.prompt_tokens(7, 100))
+    assert runner.prompt_tokens(1000, 5) == runner.prompt_tokens(1000, 5)
+    assert all(0 <= token < 7 for token in runner.prompt_tokens(7, 100))
 
 
 def test_an_unknown_command_is_refused(tmp_path: Path) -> None:

@@ -8,13 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from edgeprune.device.measure import Workload
 from edgeprune.device.session import Device, open_device
 from edgeprune.device.target import Target
 from edgeprune.model.checkpoint import Checkpoint
-from edgeprune.profiling.profile import Profile, profile
-
-WORKLOAD = Workload(n_prompt=8, n_new=4, requests=2)
+from edgeprune.profiling.design import design
+from edgeprune.profiling.profile import (
+    Profile,
+    measure_points,
+    points_of,
+    profile,
+    profile_path,
+    try_out,
+)
+from edgeprune.profiling.threads import best_threads, candidates, choose
 
 
 @pytest.fixture
@@ -33,12 +39,17 @@ def test_a_profile_is_measured_once_and_predicts_its_own_shapes(
     small: Path, device: Device, tmp_path: Path, said: list[str]
 ) -> None:
     shape = Checkpoint(small).shape
-    found = profile(device, shape, "Q4_K_M", WORKLOAD, tmp_path / "profiles")
-    assert len(found.samples) == 6
+    found = profile(device, shape, "Q4_K_M", tmp_path / "profiles")
+    assert len(found.samples) >= 12
     for sample in found.samples:
-        predicted = found.model.predict(sample.shape)
-        assert predicted.file_bytes == pytest.approx(sample.measurement.file_bytes, rel=0.02)
-        assert predicted.ram_bytes == pytest.approx(sample.measurement.memory.peak_bytes, rel=0.05)
+        measured, request = sample.measurement, sample.measurement.workload
+        predicted = found.model.predict(sample.shape, request.n_prompt, request.n_new)
+        assert predicted.file_bytes == measured.file_bytes
+        assert predicted.ram_bytes == pytest.approx(measured.memory.peak_bytes, rel=0.05)
+        # the log has two digits
+        assert predicted.kv_cache_bytes == pytest.approx(measured.memory.kv_cache_bytes, abs=6e3)
+    assert 0 < found.sent_bytes < 1e6
+    assert 1e8 < found.read_bytes_per_s < 1e13
     (file,) = (tmp_path / "profiles/here").iterdir()
     assert Profile.read(file) == found
     quiet = [s.model_copy(update={"measurement": s.measurement.model_copy(
@@ -46,7 +57,7 @@ def test_a_profile_is_measured_once_and_predicts_its_own_shapes(
     found = found.model_copy(update={"samples": tuple(quiet)})  # whatever else ran here
     found.write(file)
     said.clear()
-    assert profile(device, shape, "Q4_K_M", WORKLOAD, tmp_path / "profiles") == found
+    assert profile(device, shape, "Q4_K_M", tmp_path / "profiles") == found
     assert not said
     assert list((tmp_path / "work/models").iterdir()) == []
 
@@ -55,20 +66,55 @@ def test_a_profile_of_a_busy_machine_is_measured_again(
     small: Path, device: Device, tmp_path: Path, said: list[str]
 ) -> None:
     shape = Checkpoint(small).shape.replace(num_hidden_layers=2)
-    profile(device, shape, "Q8_0", WORKLOAD, tmp_path / "profiles")
+    profile(device, shape, "Q8_0", tmp_path / "profiles")
     (file,) = (tmp_path / "profiles/here").iterdir()
     content = json.loads(file.read_text())
     content["samples"][0]["measurement"]["disturbances"] = ["noise"]
     file.write_text(json.dumps(content))
     assert Profile.read(file).is_disturbed
     said.clear()
-    again = profile(device, shape, "Q8_0", WORKLOAD, tmp_path / "profiles")
+    again = profile(device, shape, "Q8_0", tmp_path / "profiles")
     assert any("profiling" in line for line in said)
     assert "noise" not in again.samples[0].measurement.disturbances
 
 
-def test_another_format_is_another_profile(small: Path, device: Device, tmp_path: Path) -> None:
+def test_another_format_or_number_of_threads_is_another_profile(
+    small: Path, device: Device, tmp_path: Path
+) -> None:
     shape = Checkpoint(small).shape.replace(num_hidden_layers=2)
-    for quant in ("Q4_0", "Q8_0"):
-        profile(device, shape, quant, WORKLOAD, tmp_path / "profiles")
-    assert len(list((tmp_path / "profiles/here").iterdir())) == 2
+    places = {profile_path(device, shape, quant, tmp_path) for quant in ("Q4_0", "Q8_0")}
+    device.threads += 1
+    places.add(profile_path(device, shape, "Q8_0", tmp_path))
+    assert len(places) == 3
+
+
+def test_little_ram_makes_blocks_that_share_the_first_shape(small: Path, device: Device) -> None:
+    shape = Checkpoint(small).shape
+    pilot, pace = try_out(device, shape, "Q4_K_M")
+    # for about four of these processes
+    device.facts = device.facts.model_copy(update={
+        "ram_bytes": 2**28 + 5 * pilot.memory.peak_bytes})
+    points = design(shape, "Q4_K_M", pace)
+    samples, _ = measure_points(device, points, "Q4_K_M", pilot, seconds=5)
+    blocks = {sample.block for sample in samples}
+    assert len(blocks) > 1
+    for block in blocks:
+        own = [sample for sample in samples if sample.block == block]
+        assert own[0].shape == points[0].shape
+        assert len(own) > 1
+    found = points_of(samples)
+    assert [(p.shape, p.n_prompt) for p in found] == [
+        (p.shape, p.workload.n_prompt) for p in points]
+
+
+def test_the_best_number_of_threads_is_measured_once(
+    small: Path, device: Device, tmp_path: Path, said: list[str]
+) -> None:
+    shape = Checkpoint(small).shape
+    found = best_threads(device, shape, "Q4_K_M", tmp_path)
+    assert set(found.request_ms) == set(candidates(device.facts.cpus))
+    assert found.chosen == choose(found.request_ms)
+    if list(tmp_path.glob("here/threads-*.json")):  # not when something disturbed it
+        said.clear()
+        assert best_threads(device, shape, "Q4_K_M", tmp_path) == found
+        assert not said

@@ -14,7 +14,8 @@ from edgeprune.export.gguf import export_gguf
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.gguf import GgufModel
 from edgeprune.model.tokenizer import tokenizer_of
-from edgeprune.quality.perplexity import WINDOW_TOKENS, WINDOWS, perplexity
+from edgeprune.quality.perplexity import perplexity
+from edgeprune.quality.windows import WINDOW_TOKENS, WINDOWS
 
 
 def test_perplexity_equals_that_of_the_checkpoint(small: Path, tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from edgeprune.cost import Cost
+from edgeprune.device.interval import Interval
 from edgeprune.device.measure import Memory
 from edgeprune.device.probe import facts_of
+from edgeprune.judging import Judgement
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape
 from edgeprune.planning.budget import Metric, parse_budget
@@ -19,7 +21,9 @@ from edgeprune.records import Verdict
 from edgeprune.report.outcome import Outcome, figures_of
 from edgeprune.report.render import (
     before_after,
+    cuts_in_words,
     facts_rows,
+    judgement_in_words,
     limits_in_words,
     markdown_table,
     measurement_rows,
@@ -38,7 +42,13 @@ COST = Cost(ttft_ms=50, token_ms=10, ram_bytes=2**20, file_bytes=2**19)
 def plan(*steps: Step) -> Plan:
     cuts = Cuts(layers=tuple(s.move.layer or 0 for s in steps))
     return Plan(base=SHAPE, shape=cuts.shape(SHAPE), cuts=cuts, steps=steps, base_loss=2.0,
-                base_cost=COST, cost=COST, limits={Metric.LATENCY: 100.0}, cost_error={})
+                base_cost=COST, cost=COST, limits={Metric.LATENCY: 100.0}, cost_error={},
+                loss=steps[-1].loss if steps else None, margin=0.03)
+
+
+def judgement(verdict: Verdict = Verdict.MET, low: float = 48.0, high: float = 53.0) -> Judgement:
+    return Judgement(metric=Metric.LATENCY, percentile=50, limit=60.0, verdict=verdict,
+                     measured=Interval(low=low, point=50.0, high=high))
 
 
 STEP = Step(move=Move(kind=Kind.LAYER, layer=2), loss=2.25, loss_increase=0.25, cost=COST,
@@ -52,8 +62,8 @@ def outcome(verdict: Verdict = Verdict.MET, **changes: Any) -> Outcome:
     entries: dict[str, Any] = {
         "model": "m", "target": "board", "facts": facts_of(PI5), "emulated": False,
         "budget": parse_budget("3 tokens after 10 < 60 ms"), "quant": "Q4_K_M",
-        "verdict": verdict, "disturbances": (), "values": {Metric.LATENCY: 50.0},
-        "limits": {Metric.LATENCY: 60.0}, "rounds": 1, "requests": 3, "system_info": "NEON = 1",
+        "reference": "Q4_K_M", "threads": 4, "verdict": verdict, "disturbances": (),
+        "judgements": (judgement(verdict),), "rounds": 1, "requests": 3, "system_info": "NEON = 1",
         "plan": plan(STEP), "before": figures_of(before, 20.0), "after": figures_of(after, 25.0),
         "directory": Path("runs/x"), "artifact": Path("runs/x/a.gguf"), "device_path": None,
     }
@@ -80,7 +90,7 @@ def test_predictions_of_a_relative_budget_are_shares_of_the_unpruned_model() -> 
 def test_a_met_budget_says_what_was_measured() -> None:
     first, second = verdict_lines(outcome())
     assert first == "budget '3 tokens after 10 < 60 ms' met after 1 round"
-    assert second == "  latency 50 ms measured, limit 60 ms: holds"
+    assert second == "  latency p50 50 ms (48 ms to 53 ms at 95 %) measured, limit 60 ms: holds"
 
 
 def test_a_disturbed_run_says_why_and_what_to_do() -> None:
@@ -91,8 +101,23 @@ def test_a_disturbed_run_says_why_and_what_to_do() -> None:
 
 
 def test_a_missed_limit_does_not_hold() -> None:
-    missed = outcome(Verdict.MISSED, values={Metric.LATENCY: 61.0})
+    missed = outcome(Verdict.MISSED, judgements=(judgement(Verdict.MISSED, 61, 62),))
     assert verdict_lines(missed)[1].endswith("does not hold")
+
+
+def test_an_open_verdict_says_that_the_limit_lies_within_what_is_uncertain() -> None:
+    lines = verdict_lines(outcome(Verdict.INCONCLUSIVE))
+    assert lines[1].endswith("the limit lies within what is uncertain")
+    assert "more --requests" in lines[2]
+
+
+def test_values_without_an_interval_are_told_without_one() -> None:
+    exact = Judgement(metric=Metric.SIZE, percentile=50, limit=2**21, verdict=Verdict.MET,
+                      measured=Interval(low=2**20, point=2**20, high=2**20))
+    assert judgement_in_words(exact) == "file size 1 MiB measured, limit 2 MiB: holds"
+    speed = Judgement(metric=Metric.DECODE, percentile=50, limit=100, verdict=Verdict.MET,
+                      measured=Interval(low=40, point=50, high=80))
+    assert "(12.5 tokens/s to 25 tokens/s at 95 %)" in judgement_in_words(speed)
 
 
 def test_an_emulated_machine_is_called_so_in_report_and_verdict() -> None:
@@ -110,11 +135,21 @@ def test_the_report_holds_table_plan_and_runtime() -> None:
 
 def test_a_plan_is_told_with_its_reasons() -> None:
     lines = plan_lines(plan(STEP))
-    assert lines[0].startswith("plan: 1 move, aiming 3% below")
+    assert lines[0].startswith("plan: 1 move, aiming 3.0% below")
     assert lines[1] == "  1. drop layer 2: loss +0.2500"
     assert "3 layers" in lines[2]
     assert "+0.250" in lines[2]
     assert "nothing to cut" in plan_lines(plan())[0]
+
+
+def test_what_bettered_the_greedy_is_told_after_it() -> None:
+    lines = plan_lines(plan(STEP).model_copy(update={"refined": ("swap: layer 2 back",),
+                                                     "loss": 2.2}))
+    assert lines[0].startswith("plan: 1 move, bettered once, aiming")
+    assert lines[2] == "   + swap: layer 2 back"
+    assert "+0.200" in lines[3]
+    assert cuts_in_words(plan(STEP)) == "layers 4 -> 3"
+    assert cuts_in_words(plan()) == "no cut"
 
 
 def test_limits_are_bounds_in_words() -> None:

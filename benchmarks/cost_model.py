@@ -1,0 +1,124 @@
+"""Print how far the cost model's predictions are from measurements of shapes it was not fitted to.
+
+    python benchmarks/cost_model.py --target local [--seconds 600]
+    python benchmarks/cost_model.py --target qemu-arm64    (boots the emulated machine if need be)
+
+The profile's shapes and the unseen ones, SmolLM2 with fewer layers, heads, FFN channels and with
+other requests, are measured in turn in one job, so that what the machine's speed does meanwhile
+does not count as an error; only the profile's shapes are fitted. Errors are predicted/measured - 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from edgeprune.cost import Cost
+from edgeprune.device.measure import Workload
+from edgeprune.device.session import Device, open_device
+from edgeprune.device.target import load_target
+from edgeprune.model.checkpoint import Checkpoint
+from edgeprune.model.shape import LlamaShape
+from edgeprune.model.source import resolve_model
+from edgeprune.profiling.design import DesignPoint, Pace, design
+from edgeprune.profiling.fit import Point, fit_cost_model
+from edgeprune.profiling.profile import Sample, measure_points, points_of, try_out, typical
+from tests.arm import machine as arm
+
+ROOT = Path(__file__).parent.parent
+QUANT = "Q4_K_M"
+# Layers, KV groups, query heads in each, FFN; prompt and new tokens as shares of the profile's.
+UNSEEN = (
+    (27, 3, 3, 1536, 0.125, 3), (24, 3, 3, 1280, 0.25, 1.5), (21, 2, 3, 1536, 0.5, 1),
+    (18, 3, 3, 1024, 0.125, 3), (28, 2, 3, 1280, 0.125, 2), (25, 3, 2, 1536, 0.2, 1.5),
+    (22, 2, 2, 1280, 0.75, 1), (20, 3, 3, 1280, 0.125, 2), (12, 2, 3, 512, 0.4, 2),
+    (26, 1, 3, 1024, 0.125, 3), (29, 3, 2, 1024, 1.25, 1), (16, 2, 1, 1280, 0.25, 3),
+    (23, 3, 3, 1536, 0.6, 1), (27, 3, 1, 1280, 1.0, 1.5),
+)
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description="Check the cost model on unseen shapes.")
+    parser.add_argument("--target", default="local", help="'local', 'qemu-arm64', or any other")
+    parser.add_argument("--seconds", type=float, default=480, help="rounds begin within these")
+    arguments = parser.parse_args()
+    shape = Checkpoint(resolve_model("smollm2")[1]).shape
+    is_emulated = arguments.target == "qemu-arm64"
+    booted = arm.boot(arm.build()) if is_emulated else nullcontext()
+    with booted, _opened(arguments.target) as device:
+        pilot, pace = try_out(device, shape, QUANT)
+        fitted = design(shape, QUANT, pace)
+        unseen = [_unseen(shape, pace, row) for row in UNSEEN]
+        samples, laid = measure_points(device, [*fitted, *unseen], QUANT, pilot,
+                                       seconds=arguments.seconds)
+        print(f"{device.target.name}: {device.facts.describe()}; {datetime.now(UTC):%Y-%m-%d}; "
+              f"{QUANT}, {device.threads} threads")
+        _report(samples, len(fitted), laid[0].metadata_bytes, device)
+    return 0
+
+
+@contextmanager
+def _opened(name: str) -> Iterator[Device]:
+    with Console(stderr=True).status("starting", refresh_per_second=2) as status, open_device(
+            load_target(name, ROOT / "targets"), notify=status.update) as device:
+        yield device
+
+
+def _unseen(
+    base: LlamaShape, pace: Pace, row: tuple[int, int, int, int, float, float]
+) -> DesignPoint:
+    layers, groups, queries, ffn, prompt, new = row
+    shape = base.replace(num_hidden_layers=layers, num_key_value_heads=groups,
+                         num_attention_heads=groups * queries, intermediate_size=ffn)
+    return DesignPoint(shape, Workload(n_prompt=max(4, round(prompt * pace.n_long)),
+                                       n_new=round(new * pace.n_new)))
+
+
+def _report(samples: Sequence[Sample], n_fitted: int, metadata: int, device: Device) -> None:
+    points, latency = points_of(samples), typical(samples, "request_latency_ms")
+    model = fit_cost_model(points[:n_fitted], QUANT, device.threads, metadata)
+    rounds = [len(sample.measurement.token_ns) for sample in samples]
+    blocks = samples[-1].block + 1
+    print(f"{n_fitted} shapes fitted, {len(points) - n_fitted} unseen, {min(rounds)} to "
+          f"{max(rounds)} requests of each, in turn, {blocks} block{'s' if blocks > 1 else ''}; "
+          f"disturbances: {'; '.join(sorted({*samples[0].measurement.disturbances})) or 'none'}")
+    print("expected (each fitted shape left out in turn): " + ", ".join(
+        f"{name} {model.error[name]:.1%}" for name in ("token_ms", "ttft_ms", "ram_bytes")))
+    rows = [_errors(point, model.predict(point.shape, point.n_prompt, point.n_new), ms)
+            for point, ms in zip(points[n_fitted:], latency[n_fitted:], strict=True)]
+    names = list(rows[0])
+    print(f"{'unseen shape':<44}" + "".join(f"{name:>14}" for name in names))
+    for point, row in zip(points[n_fitted:], rows, strict=True):
+        s = point.shape
+        label = (f"{s.num_hidden_layers} layers, {s.num_attention_heads}/{s.num_key_value_heads} "
+                 f"heads, FFN {s.intermediate_size}, {point.n_prompt}+{point.n_new}")
+        print(f"{label:<44}" + "".join(f"{row[name]:>+14.2%}" for name in names))
+    absolute = np.abs([[row[name] for name in names] for row in rows])
+    summaries: tuple[tuple[str, Callable[..., np.ndarray]], ...] = (
+        ("median absolute error", np.median), ("worst", np.max))
+    for label, summary in summaries:
+        print(f"{label:<44}" + "".join(f"{v:>14.2%}" for v in summary(absolute, axis=0)))
+
+
+def _errors(point: Point, predicted: Cost, latency_ms: float) -> dict[str, float]:
+    """Return predicted/measured - 1 for what is predicted of a request."""
+    cost = point.cost
+    return {
+        "decode": predicted.token_ms / cost.token_ms - 1,
+        "request": predicted.latency_ms(point.n_new) / latency_ms - 1,
+        "prefill": predicted.ttft_ms / cost.ttft_ms - 1,
+        "peak RAM": predicted.ram_bytes / cost.ram_bytes - 1,
+        "file": predicted.file_bytes / cost.file_bytes - 1,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""What a plan has to hold: the budget in numbers for this target, and the number format.
+
+In: the stages of a run, the budget, the unpruned model as measured (or none: then as predicted).
+Out: a `Demand` for the planner, and the stages of the chosen format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from edgeprune.device.measure import Measurement
+from edgeprune.errors import InfeasibleError
+from edgeprune.judging import measured_value, measured_values
+from edgeprune.planning.aim import MARGIN
+from edgeprune.planning.bounds import check_demand
+from edgeprune.planning.budget import COST_METRICS, MEDIAN, Budget, Metric, value_of
+from edgeprune.planning.demand import Demand
+from edgeprune.profiling.profile import Profile, cost_of
+from edgeprune.report.render import cuts_in_words, profile_in_words
+from edgeprune.stages import Stages
+
+AUTO_QUANTS = ("Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")
+
+
+def median_limits(budget: Budget, baseline: Measurement) -> dict[Metric, float]:
+    """Return the limits as limits of the p50, which is what is predicted.
+
+    Another percentile is taken to be as far from the p50 as it is for the unpruned model.
+    """
+    measured = measured_values(baseline, budget)
+    return {metric: limit * measured_value(baseline, metric, MEDIAN) / measured[metric]
+            for metric, limit in budget.limits(measured).items()}
+
+
+def demand_of(
+    stages: Stages, budget: Budget, profiled: Profile, baseline: Measurement | None
+) -> Demand:
+    """Return what a plan has to hold in the format of the baseline.
+
+    Args:
+        stages: Of the baseline's format.
+        budget: What the user demands.
+        profiled: The target's profile for that format.
+        baseline: The unpruned model as measured; as predicted when None.
+    """
+    model = profiled.model.model_copy(update={"metadata_bytes": stages.metadata_bytes})
+    demand = Demand(budget=budget, limits={}, model=model, factors={}, margin=MARGIN)
+    predicted = demand.predict(stages.checkpoint.shape)
+    if baseline is None:
+        values = {m: value_of(m, predicted, budget.n_new) for m in COST_METRICS}
+        return demand.model_copy(update={"limits": budget.limits(values)})
+    return demand.model_copy(update={"limits": median_limits(budget, baseline),
+                                     "factors": cost_of(baseline).ratios(predicted)})
+
+
+def choose_format(
+    stages: Stages, budget: Budget, baseline: Measurement | None, *, auto: bool,
+    say: Callable[[str], None],
+) -> tuple[Stages, Demand, Profile]:
+    """Return the stages of the number format that loses least, its demand and its profile.
+
+    What a format loses by itself, its divergence from F16, is added to what the cuts lose.
+
+    Args:
+        stages: Of the format that the user named, or of the one that percentages refer to.
+        budget: What the user demands.
+        baseline: The unpruned model as measured, if it was.
+        auto: Try all `AUTO_QUANTS`, not only the format of `stages`.
+        say: Told each result.
+
+    Raises:
+        InfeasibleError: No format can hold the budget.
+    """
+    profiled = stages.profile()
+    say(profile_in_words(profiled))
+    demand = demand_of(stages, budget, profiled, baseline)
+    if not auto:
+        return stages, demand, profiled
+    found: list[tuple[float, Stages, Demand, Profile]] = []
+    for quant in AUTO_QUANTS:
+        other = replace(stages, quant=quant)
+        known = other.profile()
+        model = known.model.model_copy(update={"metadata_bytes": demand.model.metadata_bytes})
+        wanted = demand.model_copy(update={"model": model})
+        try:
+            plan = other.plan(0, wanted)
+        except InfeasibleError:
+            say(f"{quant}: no cut holds the budget")
+            continue
+        quantized, pruned = other.quantization_loss(), plan.loss_increase
+        say(f"{quant}: loses {quantized:.4f} nats per token by itself, {pruned:.4f} by "
+            f"{cuts_in_words(plan)}")
+        found.append((quantized + pruned, other, wanted, known))
+    if not found:
+        check_demand(stages.checkpoint.shape, demand, profiled.read_bytes_per_s)
+        raise InfeasibleError("no number format can hold the budget", got=budget.text)
+    _, chosen, demand, profiled = min(found, key=lambda one: one[0])
+    say(f"format: {chosen.quant} loses least")
+    return chosen, demand, profiled

@@ -1,0 +1,74 @@
+"""Whether a budget can be held at all, and if not, what could be. Pure.
+
+In: a shape, limits, a prediction. Out: nothing, or an `InfeasibleError` with the bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from edgeprune.errors import InfeasibleError
+from edgeprune.model.shape import LlamaShape
+from edgeprune.planning.aim import MARGIN, Predict
+from edgeprune.planning.budget import Budget, Metric, violation
+from edgeprune.planning.widths import smallest_shapes
+
+
+def check_feasible(
+    base: LlamaShape,
+    budget: Budget,
+    limits: Mapping[Metric, float],
+    predict: Predict,
+    hints: Sequence[str] = (),
+) -> None:
+    """Refuse a budget that each of the smallest shapes violates.
+
+    Costs fall with every cut, so what no corner holds, nothing holds.
+
+    Args:
+        base: The unpruned shape.
+        budget: The demands.
+        limits: What they come to on the target.
+        predict: Predicts the cost of a shape.
+        hints: Sentences for the message: what else is known of the bound.
+
+    Raises:
+        InfeasibleError: With the least cost that can be reached and the nearest feasible budget.
+    """
+    smallest = nearest_shape(base, budget, limits, predict)
+    least = budget.values(predict(smallest))
+    broken = [metric for metric, limit in limits.items() if least[metric] > limit]
+    if not broken:
+        return
+    whole = budget.values(predict(base))
+    bounds = "; ".join(
+        f"{m.label} reaches {m.show(least[m])} at best, the budget is {m.show(limits[m])}, "
+        f"the unpruned model takes {m.show(whole[m])}" for m in broken
+    )
+    nearest = ", ".join(f"{m.label} {m.show(least[m] * (1 + MARGIN))}" for m in broken)
+    sentences = [(f"no cut can hold the budget '{budget.text}': with {_left(smallest)} left "
+                  "(a third of the layers, the KV groups, the heads in each and the FFN stays), "
+                  f"{bounds}"),
+                 *(hint.rstrip(".") for hint in hints)]
+    raise InfeasibleError(
+        ". ".join(sentences),
+        remedy=f"the nearest feasible budget is {nearest}; a smaller base model, another "
+        "--quant or fewer tokens would help",
+    )
+
+
+def nearest_shape(
+    base: LlamaShape, budget: Budget, limits: Mapping[Metric, float], predict: Predict
+) -> LlamaShape:
+    """Return the one of the smallest shapes that comes nearest to the limits, or holds them."""
+    return min(smallest_shapes(base),
+               key=lambda shape: violation(budget.values(predict(shape)), limits))
+
+
+def _left(shape: LlamaShape) -> str:
+    layers, heads = shape.num_hidden_layers, shape.num_attention_heads
+    text = f"{layers} layer{'s' if layers > 1 else ''} of {heads} head{'s' if heads > 1 else ''}"
+    if heads > 1:
+        groups = shape.num_key_value_heads
+        text += f" in {groups} KV group{'s' if groups > 1 else ''}"
+    return f"{text} and {shape.intermediate_size} FFN channels"

@@ -1,0 +1,32 @@
+"""An explained plan is held against the exact planner's."""
+
+from __future__ import annotations
+
+from edgeprune.planning.budget import parse_budget
+from edgeprune.planning.demand import Demand
+from edgeprune.planning.greedy import Plan, make_plan
+from edgeprune.report.explain import explanation
+from tests.planning.worlds import even_table
+from tests.test_cost import SMOLLM2, machine
+
+
+def explained(text: str) -> tuple[Plan, list[str]]:
+    budget = parse_budget(text)
+    demand = Demand(budget=budget, limits=budget.limits({}), model=machine(), factors={},
+                    margin=0.03)
+    plan = make_plan(SMOLLM2, budget, demand.limits, demand.predict,
+                     even_table(SMOLLM2, layer=0.1, width=0.3), {"token_ms": 0.02})
+    return plan, explanation(plan, demand)
+
+
+def test_the_gap_to_the_exact_optimum_is_told() -> None:
+    plan, lines = explained("100 tokens < 450 ms")
+    assert plan.steps
+    text = "\n".join(lines)
+    for part in ("30 layers", "token_ms 2.0%", "exact planner (HiGHS)", "gap 0.0%"):
+        assert part in text
+
+
+def test_a_plan_without_cuts_has_nothing_to_explain() -> None:
+    _, lines = explained("100 tokens < 1 min")
+    assert lines == ["nothing was cut, so nothing is to be explained"]
