@@ -52,7 +52,8 @@ def main() -> int:
     arguments = parser.parse_args()
     shape = Checkpoint(resolve_model("smollm2")[1]).shape
     is_emulated = arguments.target == "qemu-arm64"
-    booted = arm.boot(arm.build()) if is_emulated else nullcontext()
+    # with RAM for all models at once: they are then measured in turn, not in blocks
+    booted = arm.boot(arm.build(), memory_mb=6144) if is_emulated else nullcontext()
     with booted, _opened(arguments.target) as device:
         pilot, pace = try_out(device, shape, QUANT)
         fitted = design(shape, QUANT, pace)

@@ -12,11 +12,14 @@ import pytest
 from coverage import Coverage
 
 from edgeprune.device.target import Target, load_target
+from edgeprune.export.gguf import export_gguf
+from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.source import resolve_model
 from tests.arm import machine as arm
 from tests.tiny import KINDS, make_tiny
 
 ROOT = Path(__file__).parent.parent
+PROFILES = "EDGEPRUNE_TEST_PROFILES"
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -50,6 +53,14 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def gguf_file(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give `small` as a GGUF file."""
+    file = tmp_path_factory.mktemp("gguf") / "small.gguf"
+    export_gguf(Checkpoint(small), None, file, quant="Q4_K_M", name="small")
+    return file
+
+
+@pytest.fixture(scope="session")
 def arm_target() -> Iterator[Target]:
     """Boot the emulated ARM machine, and stop it at the end unless it was running before."""
     if (lacking := arm.lacking()) and "CI" not in os.environ:
@@ -71,8 +82,16 @@ def cli(tmp_path: Path) -> Cli:
     return run
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _profiles(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep profiles for all tests: each model is profiled once, not once for each run."""
+    os.environ[PROFILES] = str(tmp_path_factory.mktemp("profiles"))
+
+
 def cli_argv(*arguments: str) -> list[str]:
     """Return the command line of edgeprune with some arguments, counted by coverage if we are."""
+    if arguments and arguments[0] in {"run", "plan"} and "--help" not in arguments:
+        arguments = (*arguments, "--profiles", os.environ[PROFILES])
     counted = ["-m", "coverage", "run", "--parallel-mode", f"--data-file={ROOT / '.coverage'}",
                f"--rcfile={ROOT / 'pyproject.toml'}"] if Coverage.current() else []
     return [sys.executable, *counted, "-m", "edgeprune.cli", *arguments]

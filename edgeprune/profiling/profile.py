@@ -29,7 +29,7 @@ from edgeprune.profiling.fit import Point, fit_cost_model
 from edgeprune.profiling.polish import typical_times
 from edgeprune.records import Record, __version__, digest
 
-ROUNDS, SECONDS = 25, 150  # of all blocks; three rounds of each are measured whatever they take
+ROUNDS, SECONDS = 16, 150  # of all blocks; three rounds of each are measured whatever they take
 ATTEMPTS = 2  # a disturbed profile is measured again by the next run, too
 PILOT = Workload(n_prompt=8, n_new=8, requests=1)
 

@@ -12,21 +12,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from edgeprune.device import agent, runner
 from edgeprune.export.gguf import export_gguf
 from edgeprune.model.checkpoint import Checkpoint
 from tests.tiny import make_tiny
 
 SOURCE = Path(agent.__file__)
-
-
-@pytest.fixture(scope="session")
-def gguf_file(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("gguf") / "small.gguf"
-    export_gguf(Checkpoint(small), None, file, quant="Q4_K_M", name="small")
-    return file
 
 
 def _agent(command: str, job: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
