@@ -109,7 +109,7 @@ class CostModel(Record):
         file = file_bytes(shape, self.quant, self.metadata_bytes)
         repacked = self._price(REPACKED, repack_features(shape, self.quant))
         kv = kv_cache_bytes(shape, room)
-        rest = self._price("ram_bytes", ram_features(shape, n_prompt))
+        rest = self._price("ram_bytes", ram_features(shape, n_prompt, room))
         return Cost(
             ttft_ms=self._price("ttft_ms", prompt_features(shape, self.quant, n_prompt)),
             token_ms=self._price("token_ms", token_features(
@@ -124,7 +124,7 @@ class CostModel(Record):
         """Return the part of a cost that no pruning removes: what a model without layers takes."""
         file = outer_bytes(shape, self.quant) + self.metadata_bytes
         head = {"head MB": weights_read(shape, self.quant)[HEAD] / 1e6}
-        rest = ram_features(shape, n_prompt)
+        rest = ram_features(shape, n_prompt, n_prompt)
         return Cost(
             ttft_ms=self._price("ttft_ms", {"batch": -(-n_prompt // UBATCH), **head}),
             token_ms=self._price("token_ms", {"token": 1.0, **head}),
@@ -194,13 +194,19 @@ def prompt_features(shape: LlamaShape, quant: str, n_prompt: int) -> Features:
             **{f"{name} MB": n_prompt * size / 1e8 for name, size in read.items()}}
 
 
-def ram_features(shape: LlamaShape, n_prompt: int) -> Features:
-    """Return what RAM beside file, repacked weights and KV cache is linear in."""
-    batch = min(n_prompt, UBATCH)
-    heads = shape.num_attention_heads * shape.head_dim
+def ram_features(shape: LlamaShape, n_prompt: int, n_ctx: int) -> Features:
+    """Return what RAM beside file, repacked weights and KV cache is linear in.
+
+    Activations are reserved for a whole batch. Where the kernel hands out huge pages, touching some
+    rows takes the page whole; where it does not, only the rows of the prompt are taken.
+    """
+    batch, reserved = min(n_prompt, UBATCH), min(n_ctx, UBATCH)
+    outer = shape.hidden_size + shape.num_attention_heads * shape.head_dim
     return {"process": 1.0, "layer": float(shape.num_hidden_layers),
-            "activations": batch * (shape.hidden_size + heads) / 1e6,
+            "activations": batch * outer / 1e6,
             "FFN activations": batch * shape.intermediate_size / 1e6,
+            "reserved": reserved * outer / 1e6,
+            "FFN reserved": reserved * shape.intermediate_size / 1e6,
             "logits": shape.vocab_size / 1e6}
 
 

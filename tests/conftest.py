@@ -92,6 +92,9 @@ def cli_argv(*arguments: str) -> list[str]:
     """Return the command line of edgeprune with some arguments, counted by coverage if we are."""
     if arguments and arguments[0] in {"run", "plan"} and "--help" not in arguments:
         arguments = (*arguments, "--profiles", os.environ[PROFILES])
+        if not {"smollm2", "--threads"} & set(arguments):
+            # several threads of so small a model wait for each other most of the time
+            arguments = (*arguments, "--threads", "1")
     counted = ["-m", "coverage", "run", "--parallel-mode", f"--data-file={ROOT / '.coverage'}",
                f"--rcfile={ROOT / 'pyproject.toml'}"] if Coverage.current() else []
     return [sys.executable, *counted, "-m", "edgeprune.cli", *arguments]

@@ -211,7 +211,8 @@ def settle(work: Callable[[], object]) -> None:
     """Work unmeasured for `SETTLE_S`, so that the scheduler has spread our threads over the CPUs.
 
     After another model's turn its load still counts where it ran: new threads are put beside the
-    main one instead, and wait for each other in turn. A small model took 40 times as long so.
+    main one instead, and wait for each other in turn. (Models of a few MB, whose tokens take less
+    than a millisecond, are slow in turns all the same.)
     """
     end = time.monotonic() + SETTLE_S
     while time.monotonic() < end:

@@ -85,7 +85,8 @@ def _problems(
     yield "token_ms", [token_features(p.shape, quant, p.n_prompt, p.n_new, room, threads)
                        for p, room in zip(points, rooms, strict=True)], token, token
     known = cost["file_bytes"] + cost["kv_cache_bytes"] + cost[REPACKED]
-    yield "ram_bytes", [ram_features(p.shape, p.n_prompt) for p in points], (
+    yield "ram_bytes", [ram_features(p.shape, p.n_prompt, room)
+                        for p, room in zip(points, rooms, strict=True)], (
         cost["ram_bytes"] - known), cost["ram_bytes"]
     yield REPACKED, [repack_features(p.shape, quant) for p in points], cost[REPACKED], (
         cost["file_bytes"])

@@ -30,7 +30,8 @@ def said() -> list[str]:
 
 @pytest.fixture
 def device(tmp_path: Path, said: list[str]) -> Iterator[Device]:
-    target = Target(name="here", work_directory=str(tmp_path / "work"))
+    # one thread: several of so small a model wait for each other most of the time
+    target = Target(name="here", work_directory=str(tmp_path / "work"), threads=1)
     with open_device(target, notify=said.append) as opened:
         yield opened
 
