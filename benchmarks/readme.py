@@ -1,9 +1,9 @@
 """Print the README's figures: the main job on this machine and on the emulated ARM machine.
 
-    python benchmarks/readme.py [--write]
+    python benchmarks/readme.py [--write] [--only local]
 
-Runs `edgeprune run smollm2` twice, as a user would, and prints what it printed, with machine and
-date. With --write, the part of README.md between its two markers is replaced by the same text.
+Runs `edgeprune run smollm2` on both, as a user would, and prints what it printed, with machine and
+date. With --write, the part of README.md between a machine's two markers is replaced by that text.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,31 +21,38 @@ from edgeprune.records import write_text
 from tests.arm import machine as arm
 
 ROOT = Path(__file__).parent.parent
-BEGIN, END = "<!-- begin benchmarks/readme.py -->", "<!-- end benchmarks/readme.py -->"
-LOCAL = ("--target", "local", "--budget", "100 tokens < 75%")
-ARM = ("--target", "qemu-arm64", "--budget", "8 tokens after 4 < 80%")
+LOCAL, ARM = "local", "qemu-arm64"
+TITLES = {LOCAL: "This machine", ARM: "The emulated ARM machine, over SSH"}
+BUDGETS = {LOCAL: "100 tokens < 75%", ARM: "8 tokens after 4 < 80%"}
 
 
 def main() -> int:
     """Measure, print, and write when asked to."""
     parser = argparse.ArgumentParser(description="Measure the README's figures.")
     parser.add_argument("--write", action="store_true", help="replace them in README.md")
-    write = parser.parse_args().write
-    with tempfile.TemporaryDirectory() as scratch:
-        parts = [_section("This machine", LOCAL, Path(scratch))]
-        with arm.boot(arm.build()):
-            parts.append(_section("The emulated ARM machine, over SSH", ARM, Path(scratch)))
-    text = "\n\n".join(parts)
-    print(text)
-    if write:
-        readme = ROOT / "README.md"
-        before, rest = readme.read_text(encoding="utf-8").split(BEGIN)
-        write_text(readme, f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}")
+    parser.add_argument("--only", choices=tuple(TITLES), help="measure one machine only")
+    arguments = parser.parse_args()
+    for target in [arguments.only] if arguments.only else TITLES:
+        booted = arm.boot(arm.build()) if target == ARM else nullcontext()
+        with tempfile.TemporaryDirectory() as scratch, booted:
+            text = _section(target, Path(scratch))
+        print(text)
+        if arguments.write:
+            _replace(target, text)
     return 0
 
 
-def _section(title: str, arguments: tuple[str, ...], scratch: Path) -> str:
+def _replace(target: str, text: str) -> None:
+    """Put a section between its markers in README.md."""
+    readme = ROOT / "README.md"
+    begin, end = (f"<!-- {word} benchmarks/readme.py {target} -->" for word in ("begin", "end"))
+    before, rest = readme.read_text(encoding="utf-8").split(begin)
+    write_text(readme, f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}")
+
+
+def _section(target: str, scratch: Path) -> str:
     """Run the main job and return its output as Markdown; stops when it did not end met."""
+    arguments = ("--target", target, "--budget", BUDGETS[target])
     argv = [sys.executable, "-m", "edgeprune.cli", "run", "smollm2", *arguments]
     places = ["--runs", str(scratch), "--targets", str(ROOT / "targets"),
               "--profiles", str(scratch / "profiles")]
@@ -56,7 +64,8 @@ def _section(title: str, arguments: tuple[str, ...], scratch: Path) -> str:
     seconds = time.monotonic() - began
     shown = done.stdout.replace(f"{scratch}/", "runs/").strip()
     quoted = " ".join(f"'{word}'" if " " in word else word for word in arguments)
-    return (f"{title}, {datetime.now(UTC):%Y-%m-%d}, {seconds:.0f} s, profiling included:\n\n"
+    when = f"{datetime.now(UTC):%Y-%m-%d}, {seconds:.0f} s, profiling included"
+    return (f"{TITLES[target]}, {when}:\n\n"
             f"```console\n$ edgeprune run smollm2 {quoted}\n{shown}\n```")
 
 
