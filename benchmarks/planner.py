@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import resource
 import subprocess
 import sys
 import time
@@ -25,6 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks.host import describe_machine, peak_rss_bytes
 from edgeprune.cost import Cost
 from edgeprune.errors import InfeasibleError
 from edgeprune.model.shape import LlamaShape
@@ -138,7 +136,7 @@ def main() -> int:
     if options.eighty:
         print(json.dumps(_plan_eighty(options.seed)))
         return 0
-    print(f"{_machine()}, {datetime.now(UTC):%Y-%m-%d}, seed {options.seed}\n")
+    print(f"{describe_machine()}, {datetime.now(UTC):%Y-%m-%d}, seed {options.seed}\n")
     random, results, refused = np.random.default_rng(options.seed), list[Result](), 0
     while len(results) < options.tables:
         base = SHAPES[(len(results) + refused) % len(SHAPES)]
@@ -181,12 +179,8 @@ def _plan_eighty(seed: int) -> dict[str, float]:
     made = make_plan(EIGHTY, budget, limits, predict, table, {})
     seconds = time.perf_counter() - began
     return {"seconds": seconds, "scored": made.scored, "steps": len(made.steps),
-            "mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+            "mb": peak_rss_bytes() / 1e6,
             "torch": "torch" in sys.modules, "scipy": "scipy" in sys.modules}
-
-
-def _machine() -> str:
-    return f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
 
 
 if __name__ == "__main__":
