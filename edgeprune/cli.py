@@ -1,7 +1,8 @@
-"""The command line: parse, call, print. The only module that prints and sets exit codes.
+"""The command line: parse, call, print. Nothing else prints and sets exit codes.
 
-Results go to stdout, progress and errors to stderr. Heavy modules are loaded by the command that
-needs them, so `--help` stays instant.
+Its larger commands are in `edgeprune.cli_target` and `edgeprune.cli_sparsify`, what they share in
+`edgeprune.console`. Results go to stdout, progress and errors to stderr. Heavy modules are loaded
+by the command that needs them, so `--help` stays instant.
 """
 
 from __future__ import annotations
@@ -11,17 +12,27 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.table import Table
 
+from edgeprune.cli_sparsify import sparsify
+from edgeprune.cli_target import target_app
+from edgeprune.console import (
+    AsJson,
+    Interrupted,
+    Model,
+    Quant,
+    Targets,
+    open_with_progress,
+    print_table,
+    progress,
+)
 from edgeprune.errors import EdgePruneError
 from edgeprune.records import __version__
 
@@ -34,17 +45,10 @@ app = typer.Typer(
     "error, 7 budget missed, 1 our own fault.\n\n"
     "Example: edgeprune run smollm2 --target local --budget '100 tokens < 75%'",
 )
-target_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None,
-                         help="The machines in targets/, and the built-in 'local'.")
 app.add_typer(target_app, name="target")
 
-Model = Annotated[str, typer.Argument(
-    help="A Hugging Face directory (safetensors), a .gguf file, or 'smollm2'.")]
 TargetName = Annotated[str, typer.Option(
     "--target", "-t", help="'local', a name in targets/, or the path of a .toml file.")]
-Name = Annotated[str, typer.Argument(help="'local', a name in targets/, or a .toml file.")]
-Quant = Annotated[str, typer.Option(
-    help="Q4_0, Q4_K_M, Q5_K_M, Q6_K, Q8_0, F16 or F32.")]
 AnyQuant = Annotated[str, typer.Option("--quant", help=(
     "Q4_0, Q4_K_M, Q5_K_M, Q6_K, Q8_0, F16 or F32; 'auto' takes the one of the first five with "
     "which the budget costs the least quality (each is profiled)."))]
@@ -56,19 +60,24 @@ BudgetText = Annotated[str, typer.Option("--budget", "-b", help=(
     "'decode > 14 tokens/s', 'ram < 16 GB', 'size < 4 GB', 'ppl_ratio < 1.2', 'kl < 0.1', "
     "'context >= 4096'; a percentage is of the unpruned model measured on the same target. "
     "A path ending in .toml: a file with such text as `budget`."))]
+StrategyName = Annotated[str, typer.Option("--strategy", help=(
+    "Who chooses what is cut: 'edgeprune' (layers, heads and FFN jointly, repaired), or as "
+    "published: shortgpt, sleb, replaceme, uniform, flap, llm-pruner."))]
+ImportanceName = Annotated[str | None, typer.Option("--importance", help=(
+    "What decides which heads and channels a layer keeps, other than the strategy's own: obs, "
+    "energy, wanda, magnitude, taylor, fisher, fluctuation, random."))]
+NoRepair = Annotated[bool, typer.Option("--no-repair", help=(
+    "Leave the weights that stay as they are, instead of fitting them to the unpruned model."))]
+EffortName = Annotated[str, typer.Option("--effort", help=(
+    "low, medium or high: how much calibration text is looked at."))]
+CalibrationFile = Annotated[Path | None, typer.Option("--calibration", help=(
+    "UTF-8 text of what the model is used for; an excerpt of WikiText-2 when left out."))]
 RunName = Annotated[str | None, typer.Option("--name", help=(
     "Name of the run directory; made from model, target and budget when left out."))]
 Runs = Annotated[Path, typer.Option(help="Where run directories are.")]
 Profiles = Annotated[Path, typer.Option(help="Where profiles are kept.")]
-Targets = Annotated[Path, typer.Option(help="Where target files are.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-
 
 INTERRUPTED = 130  # what shells give a program that Ctrl-C ended
-
-
-class _Interrupted(Exception):  # noqa: N818 - the user's wish, not an error
-    """Ctrl-C or SIGTERM, under a name that Typer leaves alone."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EdgePruneError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except _Interrupted:
+    except Interrupted:
         print("interrupted: run again to go on, finished stages are kept", file=sys.stderr)
         return INTERRUPTED
     except SystemExit as end:  # Typer ends with it, usage errors included
@@ -117,6 +126,11 @@ def run(
     budget: BudgetText,
     quant: AnyQuant = "Q4_K_M",
     threads: Threads = None,
+    strategy: StrategyName = "edgeprune",
+    importance: ImportanceName = None,
+    no_repair: NoRepair = False,
+    effort: EffortName = "medium",
+    calibration: CalibrationFile = None,
     name: RunName = None,
     requests: Annotated[int | None, typer.Option(min=1, help=(
         "Requests in each measurement; 10 when left out, 6 on an emulated target, more where a "
@@ -137,18 +151,21 @@ def run(
     """
     from edgeprune.pipeline import Options
     from edgeprune.pipeline import run as run_pipeline
+    from edgeprune.pruning.calibration import effort_of
     from edgeprune.report.render import HEADER, before_after, verdict_lines
 
     wanted = Options(model=model, target=target, budget=budget, quant=quant, threads=threads,
-                     name=name, requests=requests, fresh=fresh, runs=runs, targets=targets,
+                     strategy=strategy, importance=importance, repair=not no_repair,
+                     effort=effort_of(effort), calibration=calibration, name=name,
+                     requests=requests, fresh=fresh, runs=runs, targets=targets,
                      profiles=profiles)
-    with _progress(quiet=as_json) as (say, notify):
+    with progress(quiet=as_json) as (say, notify):
         outcome = run_pipeline(wanted, say=say, notify=notify)
     if as_json:
         print(outcome.model_dump_json(indent=2))
         raise typer.Exit(outcome.verdict.exit_code)
     where = " (emulated)" if outcome.emulated else ""
-    _print_table(f"{outcome.model} {outcome.quant} on {outcome.target}{where}", HEADER,
+    print_table(f"{outcome.model} {outcome.quant} on {outcome.target}{where}", HEADER,
                  before_after(outcome))
     for line in verdict_lines(outcome):
         print(line)
@@ -166,6 +183,11 @@ def plan(
     budget: BudgetText,
     quant: AnyQuant = "Q4_K_M",
     threads: Threads = None,
+    strategy: StrategyName = "edgeprune",
+    importance: ImportanceName = None,
+    no_repair: NoRepair = False,
+    effort: EffortName = "medium",
+    calibration: CalibrationFile = None,
     explain: Annotated[bool, typer.Option(
         "--explain", help="Compare the plan with the exact optimum.")] = False,
     name: RunName = None,
@@ -182,12 +204,15 @@ def plan(
     Example: edgeprune plan ./my-llama --target board --budget 'decode > 14 tokens/s' --explain
     """
     from edgeprune.pipeline import Options, plan_only
+    from edgeprune.pruning.calibration import effort_of
     from edgeprune.report.explain import explanation
     from edgeprune.report.render import limits_in_words, plan_lines, predicted_rows
 
     wanted = Options(model=model, target=target, budget=budget, quant=quant, threads=threads,
-                     name=name, runs=runs, targets=targets, profiles=profiles)
-    with _progress(quiet=as_json) as (say, notify):
+                     strategy=strategy, importance=importance, repair=not no_repair,
+                     effort=effort_of(effort), calibration=calibration, name=name, runs=runs,
+                     targets=targets, profiles=profiles)
+    with progress(quiet=as_json) as (say, notify):
         made, demand = plan_only(wanted, say=say, notify=notify)
         lines = explanation(made, demand) if explain else []
     if as_json:
@@ -196,7 +221,7 @@ def plan(
     print(f"budget: {limits_in_words(demand.limits)}")
     for line in [*plan_lines(made), *lines]:
         print(line)
-    _print_table("predicted, not measured", ("predicted", "unpruned", "planned"),
+    print_table("predicted, not measured", ("predicted", "unpruned", "planned"),
                  predicted_rows(made, demand))
 
 
@@ -226,7 +251,7 @@ def profile(
     from edgeprune.report.render import profile_in_words, profile_rows
 
     quant = check_format(quant)
-    with _open(target, targets) as (device, say):
+    with open_with_progress(target, targets) as (device, say):
         shape = shape_of_model(model, notify=device.notify)
         set_threads(device, threads, shape, quant, profiles, (lambda _: None) if as_json else say)
         found = measure_profile(device, shape, quant, profiles, fresh=fresh)
@@ -235,7 +260,7 @@ def profile(
         print(found.model_dump_json(indent=2))
         return
     print(profile_in_words(found))
-    _print_table(f"{shape.describe()}, {quant}", ("predicted for the unpruned model", "value"),
+    print_table(f"{shape.describe()}, {quant}", ("predicted for the unpruned model", "value"),
                  profile_rows(found, shape))
     print(f"profile: {where}")
 
@@ -260,7 +285,7 @@ def export(
     quant = check_format(quant)
     if destination.exists() and not force:
         raise UsageError("the file exists", got=str(destination), remedy="--force overwrites it")
-    with _progress() as (say, notify):
+    with progress() as (say, notify):
         name, directory = resolve_model(model, notify=notify)
         checkpoint = Checkpoint(directory)
         destination.parent.mkdir(parents=True, exist_ok=True)
@@ -294,13 +319,13 @@ def bench(
     from edgeprune.report.render import measurement_rows
 
     workload = Workload(n_prompt=prompt, n_new=new, requests=requests)
-    with _open(target, targets) as (device, _):
+    with open_with_progress(target, targets) as (device, _):
         measured = bench_file(device, artifact, workload)
     if as_json:
         print(measured.model_dump_json(indent=2))
     else:
         where = " (emulated)" if measured.emulated else ""
-        _print_table(f"{artifact.name} on {measured.target}{where}", ("measured", "value"),
+        print_table(f"{artifact.name} on {measured.target}{where}", ("measured", "value"),
                      measurement_rows(measured))
         print(measured.system_info.strip())
         for what in measured.disturbances:
@@ -309,111 +334,7 @@ def bench(
         raise typer.Exit(Verdict.INCONCLUSIVE.exit_code)
 
 
-@target_app.command("list")
-def target_list(targets: Targets = Path("targets"), as_json: AsJson = False) -> None:
-    """List the known targets.
-
-    Example: edgeprune target list
-    """
-    from edgeprune.device.target import list_targets
-
-    found = list_targets(targets)
-    if as_json:
-        print(json.dumps([t.model_dump(mode="json") for t in found], indent=2))
-        return
-    for target in found:
-        where = f"{target.user or ''}@{target.host}:{target.port}".lstrip("@")
-        print(f"{target.name:<20} {'this machine' if target.is_local else where}")
-
-
-@target_app.command("check")
-def target_check(name: Name, targets: Targets = Path("targets")) -> None:
-    """Check that a target's file is right, that it can be reached, and that edgeprune can use it.
-
-    Example: edgeprune target check board
-    """
-    from edgeprune.device.runtime import check_supported
-
-    with _open(name, targets) as (device, say):
-        if not device.target.is_local:
-            check_supported(device.facts)
-        say(f"{name}: reached; {device.facts.describe()}; python {device.facts.python}, "
-            f"{device.facts.disk_free_bytes / 2**30:.1f} GiB of disk free")
-
-
-@target_app.command("probe")
-def target_probe(name: Name, targets: Targets = Path("targets"), as_json: AsJson = False) -> None:
-    """Show what a target is: CPU, features, RAM, caches, kernel, governor, emulated or not.
-
-    Example: edgeprune target probe board --json
-    """
-    from edgeprune.report.render import facts_rows
-
-    with _open(name, targets) as (device, _):
-        facts = device.facts
-    if as_json:
-        print(facts.model_dump_json(indent=2))
-        return
-    for label, text in facts_rows(facts):
-        print(f"{label:<14} {text}")
-
-
-@target_app.command("setup")
-def target_setup(name: Name, targets: Targets = Path("targets"), as_json: AsJson = False) -> None:
-    """Build the runtime for a target's CPU, put it there, and show the kernels that it uses.
-
-    Example: edgeprune target setup board
-    """
-    with _open(name, targets) as (device, _):
-        path = device.setup()
-        info = device.run_job({"kind": "info"}, "asking the runtime")
-    if as_json:
-        print(json.dumps({"path": path or None, "system_info": info["system_info"]}))
-        return
-    print(f"runtime: {path or 'the installed llama-cpp-python'}")
-    print(f"kernels: {info['system_info'].strip()}")
-
-
-@contextmanager
-def _open(name: str, targets: Path) -> Iterator[tuple[Any, Callable[[str], None]]]:
-    """Open a target for a command, with progress on stderr."""
-    from edgeprune.device.session import open_device
-    from edgeprune.device.target import load_target
-
-    target = load_target(name, targets)
-    with _progress() as (say, notify):
-        notify(f"connecting to {name}")
-        with open_device(target, notify=notify) as device:
-            yield device, say
-
-
-@contextmanager
-def _progress(
-    *, quiet: bool = False
-) -> Iterator[tuple[Callable[[str], None], Callable[[str], None]]]:
-    """Yield `say` (a line of result) and `notify` (what is being done, on stderr)."""
-    console = Console(stderr=True, highlight=False)
-    # a slow spinner: what it draws is load on the machine that is measured when that is this one
-    with console.status("starting", refresh_per_second=2) as status:
-        def say(text: str) -> None:
-            if not quiet:
-                print(text, flush=True)
-
-        try:
-            yield say, status.update
-        except KeyboardInterrupt as signalled:
-            raise _Interrupted from signalled
-
-
-def _print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    table = Table(title=title, title_justify="left")
-    for number, name in enumerate(header):
-        table.add_column(name, justify="right" if number else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    # a pipe is no reason to squeeze the columns
-    width = None if sys.stdout.isatty() else 120
-    Console(highlight=False, width=width).print(table)
+app.command()(sparsify)
 
 
 def _terminated(_signal: int, _frame: FrameType | None) -> None:

@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from edgeprune.data import shipped_text
 from edgeprune.demanding import choose_format, median_limits
 from edgeprune.device.measure import Comparison, Measurement, Workload
 from edgeprune.device.session import Device, open_device
 from edgeprune.device.target import load_target
-from edgeprune.errors import DeviceError, UsageError
+from edgeprune.errors import DeviceError, InputError, UsageError
 from edgeprune.export.gguf import check_format
 from edgeprune.judging import Judgement, judge, judge_quality, requests_needed, verdict
 from edgeprune.model.checkpoint import Checkpoint
@@ -31,11 +32,13 @@ from edgeprune.planning.demand import Demand
 from edgeprune.planning.greedy import Plan
 from edgeprune.profiling.profile import Profile, cost_of
 from edgeprune.profiling.threads import best_threads
+from edgeprune.pruning.calibration import Effort
 from edgeprune.records import Record, Verdict, write_text
 from edgeprune.report.outcome import Outcome, figures_of
 from edgeprune.report.render import limits_in_words, measured_in_words, plan_lines, report
 from edgeprune.rundir import RunDirectory
 from edgeprune.stages import Stages
+from edgeprune.strategies import DEFAULT_STRATEGY, STRATEGIES, Strategy, strategy_of
 
 ROUNDS = 3
 REQUESTS, EMULATED_REQUESTS = 10, 6
@@ -53,6 +56,11 @@ class Options(Record):
         quant: Number format, one of `edgeprune.model.quantization.FORMATS`, or `auto`.
         threads: CPU threads; `auto` measures which number is best; the target's when None.
         name: Name of the run directory; made from the rest when None.
+        strategy: How the model is cut, one of `edgeprune.strategies.STRATEGIES`.
+        importance: Another method by which heads and channels are chosen.
+        repair: False leaves the weights that stay as they are.
+        effort: How much calibration text is looked at.
+        calibration: A file of calibration text; the shipped text when None.
         requests: Measured requests; 10 when None, 6 on an emulated target.
         fresh: Start over instead of going on with what the run directory holds.
         runs: Where run directories are.
@@ -65,6 +73,11 @@ class Options(Record):
     budget: str
     quant: str = DEFAULT_QUANT
     threads: str | None = None
+    strategy: str = DEFAULT_STRATEGY
+    importance: str | None = None
+    repair: bool = True
+    effort: Effort = Effort.MEDIUM
+    calibration: Path | None = None
     name: str | None = None
     requests: int | None = None
     fresh: bool = False
@@ -80,6 +93,8 @@ class _Request(Record):
     target: str
     budget: Budget
     quant: str
+    strategy: Strategy
+    effort: Effort
 
 
 class _Round(Record):
@@ -140,13 +155,16 @@ def _begun(options: Options, say: Say, notify: Say) -> Iterator[tuple[Stages, Bu
     """Open what a run works with: the model, the target, the run directory."""
     budget = read_budget(options.budget)
     quant = AUTO if options.quant == AUTO else check_format(options.quant)
+    strategy = strategy_of(options.strategy, importance=options.importance, repair=options.repair)
+    calibration = _calibration_text(options.calibration)
     target = load_target(options.target, options.targets)
     name, directory = resolve_model(options.model, notify=notify)
     checkpoint = Checkpoint(directory)
     if (longest := checkpoint.shape.max_position_embeddings) < budget.n_ctx:
         raise UsageError(f"the budget needs a context of {budget.n_ctx} tokens, the model was made "
                          f"for {longest}", remedy="ask for fewer tokens")
-    request = _Request(model=name, target=target.name, budget=budget, quant=quant)
+    request = _Request(model=name, target=target.name, budget=budget, quant=quant,
+                       strategy=strategy, effort=options.effort)
     run_directory = _open_run(options, request)
     with open_device(target, notify=notify) as device:
         say(f"target {target.name}: {device.facts.describe()}")
@@ -158,7 +176,18 @@ def _begun(options: Options, say: Say, notify: Say) -> Iterator[tuple[Stages, Bu
         set_threads(device, options.threads, checkpoint.shape, reference, options.profiles, say)
         yield Stages(name=name, checkpoint=checkpoint, quant=reference, reference=reference,
                      workload=workload, device=device, run=run_directory,
-                     profiles=options.profiles), budget
+                     profiles=options.profiles, strategy=strategy, effort=options.effort,
+                     calibration=calibration), budget
+
+
+def _calibration_text(path: Path | None) -> str:
+    if path is None:
+        return shipped_text("calibration")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"calibration text {path} cannot be read ({error})",
+                         remedy="a UTF-8 text file, of what the model is used for") from error
 
 
 def set_threads(
@@ -304,6 +333,8 @@ def _open_run(options: Options, request: _Request) -> RunDirectory:
 
 def _name_of(request: _Request) -> str:
     text = f"{request.model}-{request.target}-{request.quant}-{request.budget.text}".lower()
+    if (strategy := request.strategy) != STRATEGIES[DEFAULT_STRATEGY]:
+        text += f"-{strategy.name}-{strategy.criterion.method}-{strategy.repair}"
     for sign, word in {"<": "-max-", ">": "-min-", "%": "pct"}.items():
         text = text.replace(sign, word)
     return re.sub(r"[^a-z0-9._]+", "-", text).strip("-.")

@@ -6,37 +6,29 @@ missing or their inputs have changed. The order of the stages is `edgeprune.pipe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from torch import Tensor
-
+from edgeprune.cutting import Cutting
 from edgeprune.data import shipped_text
 from edgeprune.device.measure import Comparison, Measurement, Workload, measure, send
 from edgeprune.device.session import Device
-from edgeprune.errors import InputError
 from edgeprune.export.gguf import export_gguf, header_of
 from edgeprune.model.checkpoint import Checkpoint
-from edgeprune.model.cuts import Cuts, Kept, kept_in_layer, kept_layers
+from edgeprune.model.cuts import Cuts
 from edgeprune.model.tokenizer import tokenizer_of
 from edgeprune.planning.demand import Demand
-from edgeprune.planning.greedy import Plan, make_plan
+from edgeprune.planning.greedy import Plan
 from edgeprune.profiling.profile import Profile, profile
-from edgeprune.pruning.calibration import calibration_tokens
-from edgeprune.pruning.sensitivity import (
-    Importance,
-    Losses,
-    LossScorer,
-    measure_importance,
-)
-from edgeprune.pruning.surgery import prune
+from edgeprune.pruning.calibration import Effort
 from edgeprune.quality.divergence import Divergence, divergence
 from edgeprune.quality.perplexity import Quality, perplexity
 from edgeprune.records import digest, file_digest
 from edgeprune.rundir import RunDirectory
+from edgeprune.strategies import Strategy
 
 # Requests of a comparison that says too little are added to, up to so many times the first number.
 MOST = 4
@@ -55,6 +47,9 @@ class Stages:
         device: The open target.
         run: Where outputs lie.
         profiles: Where profiles lie.
+        strategy: How it is cut.
+        effort: How much calibration text is looked at.
+        calibration: The calibration text.
     """
 
     name: str
@@ -65,6 +60,9 @@ class Stages:
     device: Device
     run: RunDirectory
     profiles: Path
+    strategy: Strategy
+    effort: Effort
+    calibration: str
 
     # --- what the stages share -------------------------------------------------------------------
 
@@ -81,8 +79,11 @@ class Stages:
         return digest(self.checkpoint.digest(), tokenizer)
 
     @cached_property
-    def _calibration_key(self) -> str:
-        return digest(self.model_key, shipped_text("calibration"))
+    def cutting(self) -> Cutting:
+        """What is done to the weights."""
+        return Cutting(checkpoint=self.checkpoint, model_key=self.model_key,
+                       tokenizer=self.tokenizer, text=self.calibration, strategy=self.strategy,
+                       effort=self.effort, run=self.run, notify=self.device.notify)
 
     @cached_property
     def metadata_bytes(self) -> int:
@@ -98,8 +99,7 @@ class Stages:
 
     def artifact_key(self, cuts: Cuts) -> str:
         """Identify the artifact that cuts lead to."""
-        return digest(self._calibration_key if cuts.narrows_layers else self.model_key, cuts,
-                      self.quant)
+        return digest(self.cutting.key(cuts), self.quant)
 
     @property
     def artifact(self) -> Path:
@@ -122,11 +122,9 @@ class Stages:
 
     def plan(self, number: int, demand: Demand) -> Plan:
         """Choose the cuts of a round."""
-        key = digest(self._calibration_key, self.checkpoint.shape, demand)
         name = f"plan-{number}" + ("" if self.quant == self.reference else f"-{self.quant}")
-        return self.run.record(name, key, f"rounds/{number}/{name}.json", Plan, lambda: make_plan(
-            self.checkpoint.shape, demand.budget, demand.limits, demand.predict, self._score,
-            demand.model.error, margin=demand.margin))
+        return self.run.record(name, self.cutting.plan_key(demand), f"rounds/{number}/{name}.json",
+                               Plan, lambda: self.cutting.plan(demand))
 
     def quantization_loss(self) -> float:
         """Return what the number format alone loses of the unpruned model, nats per token.
@@ -152,7 +150,7 @@ class Stages:
     def build(self, cuts: Cuts) -> Path:
         """Cut the weights and export the artifact."""
         model = self.run.make("compress", self.artifact_key(cuts), "model",
-                              lambda path: self._compress(cuts, path))
+                              lambda path: self.cutting.write(cuts, path))
         return self.run.make("export", self.artifact_key(cuts),
                              str(self.artifact.relative_to(self.run.path)),
                              lambda path: self._export(Checkpoint(model), path, self.quant))
@@ -224,33 +222,3 @@ class Stages:
     def _export(self, checkpoint: Checkpoint, path: Path, quant: str) -> None:
         self.device.notify(f"writing {self.name} as {quant} GGUF")
         export_gguf(checkpoint, self.tokenizer, path, quant=quant, name=self.name)
-
-    def _compress(self, cuts: Cuts, path: Path) -> None:
-        self.device.notify("cutting the weights")
-        shape, kept = self.checkpoint.shape, dict[int, Kept]()
-        if cuts.narrows_layers:
-            kept = {i: kept_in_layer(shape, self._importance.layers[i], cuts)
-                    for i in kept_layers(shape, cuts)}
-        prune(self.checkpoint, cuts, kept, path)
-
-    def _score(self, candidates: Sequence[Cuts]) -> Sequence[float]:
-        return self._scorer(candidates)
-
-    @cached_property
-    def _scorer(self) -> LossScorer:
-        losses = Losses(self.run.path / "sensitivity.jsonl", self._calibration_key)
-        return LossScorer(self.checkpoint, self._tokens, self._importance, losses,
-                          self.device.notify)
-
-    @cached_property
-    def _importance(self) -> Importance:
-        return self.run.record(
-            "importance", self._calibration_key, "importance.json", Importance,
-            lambda: measure_importance(self.checkpoint, self._tokens, self.device.notify))
-
-    @cached_property
-    def _tokens(self) -> Tensor:
-        if self.tokenizer is None:
-            raise InputError(f"{self.checkpoint.path} has no tokenizer, which calibration needs",
-                             remedy="put tokenizer.json (or a tokenizer.gguf) beside the weights")
-        return calibration_tokens(shipped_text("calibration"), self.tokenizer)

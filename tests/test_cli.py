@@ -13,8 +13,8 @@ from tests.conftest import Cli
 
 RUN = ("run", "MODEL", "--target", "local", "--budget", "100 tokens < 75%")
 COMMANDS: tuple[list[str], ...] = (
-    [], ["run"], ["plan"], ["profile"], ["export"], ["bench"], ["target"], ["target", "list"],
-    ["target", "check"], ["target", "probe"], ["target", "setup"],
+    [], ["run"], ["plan"], ["profile"], ["export"], ["bench"], ["sparsify"], ["target"],
+    ["target", "list"], ["target", "check"], ["target", "probe"], ["target", "setup"],
 )
 
 
@@ -139,3 +139,48 @@ def test_export_and_bench(cli: Cli, small: Path, tmp_path: Path) -> None:
     assert "peak RAM" in cli(*bench).stdout
     (tmp_path / "text").write_text("no model")
     assert_one_line(cli("bench", "text", "--target", "local"), 6, "not a GGUF file")
+
+
+SPARSIFY = ("--method", "sparsegpt", "--pattern", "2:4", "--quant", "Q8_0")
+
+
+def test_sparsify_writes_a_model_and_says_what_the_zeros_do(
+    cli: Cli, small: Path, tmp_path: Path
+) -> None:
+    done = cli("sparsify", str(small), "out/sparse", *SPARSIFY, "--target", "local", "--json")
+    assert done.returncode in {0, 4}, done.stderr  # 4: something else used the machine
+    told = json.loads(done.stdout)
+    assert (told["method"], told["pattern"], told["zero_fraction"]) == ("sparsegpt", "2:4", 0.5)
+    assert len(told["matrices"]) == 42
+    assert told["surviving_fraction"] == 1
+    ratio = told["speed"]["latency_ratio"]
+    assert 0 < ratio["low"] <= ratio["point"] <= ratio["high"]
+    assert len(told["speed"]["comparison"]["pruned"]["token_ns"]) == 10
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["sparse"]  # nothing temporary
+    assert_one_line(cli("sparsify", str(small), "out/sparse", *SPARSIFY), 2, "--force")
+    shown = cli("sparsify", str(small), "out/sparse", "--method", "magnitude", "--sparsity", "0.3",
+                "--quant", "Q8_0", "--force")
+    assert shown.returncode == 0, shown.stderr
+    for part in ("down_proj", "30.00%", "perplexity", "do not make llama.cpp", "model: out/sparse"):
+        assert part in shown.stdout
+
+
+@pytest.mark.parametrize(("arguments", "named"), [
+    (("--method", "wanda"), ("neither", "--sparsity", "--pattern")),
+    (("--method", "wanda", "--sparsity", "0.5", "--pattern", "2:4"), ("both",)),
+    (("--method", "wanda", "--sparsity", "1.5"), ("1.5", "between 0 and 1")),
+    (("--method", "wanda", "--pattern", "2:5"), ("2:5", "256")),
+    (("--method", "obs", "--sparsity", "0.5"), ("'obs'", "sparsegpt")),
+    (("--method", "wanda", "--sparsity", "0.5", "--target", "nowhere"), ("nowhere.toml",)),
+    (("--method", "wanda", "--sparsity", "0.5", "--quant", "Q1"), ("'Q1'",)),
+])
+def test_bad_sparsity_exits_2_and_writes_nothing(
+    cli: Cli, small: Path, tmp_path: Path, arguments: tuple[str, ...], named: tuple[str, ...]
+) -> None:
+    assert_one_line(cli("sparsify", str(small), "out", *arguments), 2, *named)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_calibration_file_that_is_not_there_exits_6(cli: Cli, small: Path) -> None:
+    assert_one_line(cli("sparsify", str(small), "out", "--method", "wanda", "--sparsity", "0.5",
+                        "--calibration", "no.txt"), 6, "no.txt")

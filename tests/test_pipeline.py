@@ -151,9 +151,9 @@ def test_smollm2_runs_a_quarter_faster_measured(cli: Cli, tmp_path: Path) -> Non
     assert outcome["plan"]["steps"]
     assert len(json.loads((tmp_path / "runs/r/bench.json").read_text())["token_ns"]) >= 10
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "runs/r/model")
-    assert model.config.num_hidden_layers < 30 or model.config.num_attention_heads < 9
+    assert model.num_parameters() < 0.9 * 134_515_008  # the unpruned model's
     assert outcome["after"]["perplexity"] > outcome["before"]["perplexity"]
-    for text in ("target local", "drop ", "perplexity", "predicted", "met"):
+    for text in ("target local", "1. ", "perplexity", "predicted", "met"):
         assert text in done.stdout
     shutil.rmtree(tmp_path / "runs")
 

@@ -66,6 +66,11 @@ class Checkpoint:
         tensor: torch.Tensor = self._file(name).get_tensor(name)
         return tensor
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision that layers are stored in."""
+        return self.tensor("model.norm.weight").dtype
+
     def dims(self, name: str) -> tuple[int, ...]:
         """Return the dimensions of a tensor without reading it."""
         return tuple(self._file(name).get_slice(name).get_shape())

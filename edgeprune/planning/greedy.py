@@ -14,16 +14,17 @@ greed missed, `edgeprune.planning.refine` looks for afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from edgeprune.cost import Cost
+from edgeprune.errors import InfeasibleError
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape
 from edgeprune.planning.aim import MARGIN, Aim, Predict
 from edgeprune.planning.budget import Budget, Metric
 from edgeprune.planning.feasible import check_feasible
-from edgeprune.planning.moves import Move, moves, why_width
+from edgeprune.planning.moves import Kind, Move, moves, why_width
 from edgeprune.planning.refine import State, refine
 from edgeprune.planning.tables import Estimate, LossTable, Score, Scores
 from edgeprune.records import Record
@@ -107,7 +108,7 @@ class _Option:
         return self.increase / self.gain if self.increase > 0 else self.increase * self.gain
 
 
-def make_plan(
+def make_plan(  # noqa: PLR0913 - a `Demand` in parts: costs need not come from a profile
     base: LlamaShape,
     budget: Budget,
     limits: Mapping[Metric, float],
@@ -116,6 +117,7 @@ def make_plan(
     cost_error: Mapping[str, float],
     *,
     margin: float = MARGIN,
+    kinds: Collection[Kind] = tuple(Kind),
 ) -> Plan:
     """Choose the cuts that hold a budget.
 
@@ -127,9 +129,11 @@ def make_plan(
         score: Returns the loss on calibration text after each of some cuts.
         cost_error: Kept in the plan.
         margin: The share of each limit to stay below it, where that can be reached.
+        kinds: The moves that are tried. Where they are not all, the plan ends with the greedy.
 
     Raises:
-        InfeasibleError: The smallest shapes that moves reach all violate the budget.
+        InfeasibleError: The smallest shapes that moves reach all violate the budget, or all that
+            moves of these kinds reach.
     """
     check_feasible(base, budget, limits, predict)
     aim = Aim(base, budget, limits, predict, margin)
@@ -140,20 +144,25 @@ def make_plan(
     if aim.excess(Cuts()) == 0:
         return plan
     scores = Scores(score)
-    estimate = _first_scan(base, scores)
+    estimate = _first_scan(base, scores, kinds)
     base_loss = scores.seen[Cuts()]
-    steps, reached = _descend(State(Cuts(), base_loss), aim, estimate, scores)
-    end, refined = refine(reached, aim, estimate, scores)
+    steps, end = _descend(State(Cuts(), base_loss), aim, estimate, scores, kinds)
+    changes: tuple[str, ...] = ()
+    if set(kinds) == set(Kind):
+        end, changes = refine(end, aim, estimate, scores)
+    elif aim.excess(end.cuts) > 0:
+        raise InfeasibleError(f"cutting only {', '.join(f'{kind}s' for kind in kinds)} does not "
+                              "hold the budget", got=budget.text)
     return plan.model_copy(update={
-        "steps": steps, "refined": refined, "base_loss": base_loss, "loss": end.loss,
+        "steps": steps, "refined": changes, "base_loss": base_loss, "loss": end.loss,
         "cuts": end.cuts, "shape": end.cuts.shape(base), "cost": aim.cost(end.cuts),
         "scored": len(scores.seen), "table": estimate.table(),
     })
 
 
-def _first_scan(base: LlamaShape, scores: Scores) -> Estimate:
+def _first_scan(base: LlamaShape, scores: Scores, kinds: Collection[Kind]) -> Estimate:
     """Score the unpruned model and every single move, those too that alone save nothing."""
-    options = [move.after(Cuts()) for move in moves(base, Cuts())]
+    options = [move.after(Cuts()) for move in moves(base, Cuts()) if move.kind in kinds]
     base_loss, *losses = scores([Cuts(), *options])
     estimate = Estimate(base, base_loss)
     for cuts, loss in zip(options, losses, strict=True):
@@ -162,12 +171,13 @@ def _first_scan(base: LlamaShape, scores: Scores) -> Estimate:
 
 
 def _descend(
-    state: State, aim: Aim, estimate: Estimate, scores: Scores
+    state: State, aim: Aim, estimate: Estimate, scores: Scores, kinds: Collection[Kind]
 ) -> tuple[tuple[Step, ...], State]:
     """Take the cheapest move until the goals hold or no move comes nearer to them."""
     steps, known = list[Step](), dict[Move, float]()
     while (now := aim.excess(state.cuts)) > 0:
-        candidates = [(move, move.after(state.cuts)) for move in moves(aim.base, state.cuts)]
+        candidates = [(move, move.after(state.cuts)) for move in moves(aim.base, state.cuts)
+                      if move.kind in kinds]
         options = [(move, after, now - aim.excess(after)) for move, after in candidates]
         ranked = _rank([o for o in options if o[2] > 0], state.loss, known, scores)
         if not ranked:

@@ -1,38 +1,94 @@
 """Calibration text, as windows of token ids.
 
-In: text (`edgeprune.data.shipped_text` by default) and the deployed tokenizer. Out: a tensor of
-token ids. Perplexity is measured on another part of the same corpus.
+In: text (`edgeprune.data.shipped_text` by default), the deployed tokenizer, the effort. Out:
+tensors of token ids. Perplexity is measured on another part of the same corpus.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from edgeprune.errors import InputError
+from edgeprune.errors import InputError, UsageError
 from edgeprune.model.gguf import GgufModel
 
-# Enough to rank layers by losses of 0.1 nats; twice the tokens take twice the time.
-WINDOWS, WINDOW_TOKENS = 4, 128
+
+class Windows(NamedTuple):
+    """How much text: so many windows of so many tokens."""
+
+    n_windows: int
+    n_tokens: int
 
 
-def calibration_tokens(text: str, tokenizer: Path) -> Tensor:
-    """Return windows of token ids spread evenly over the text, `(WINDOWS, WINDOW_TOKENS)`.
+class Effort(StrEnum):
+    """How much calibration text is looked at: more takes longer and loses less."""
+
+    LOW = "low"
+    MEDIUM = "medium"
+    HIGH = "high"
+
+    @property
+    def fitting(self) -> Windows:
+        """What statistics are taken of and weights are fitted to."""
+        return Windows({"low": 8, "medium": 24, "high": 96}[self], 512)
+
+    @property
+    def scoring(self) -> Windows:
+        """What the loss of each candidate is taken of."""
+        return {"low": Windows(4, 64), "medium": Windows(4, 128), "high": Windows(8, 256)}[self]
+
+
+def effort_of(name: str) -> Effort:
+    """Return the effort of a name.
+
+    Raises:
+        UsageError: No such effort.
+    """
+    if name not in set(Effort):
+        raise UsageError("no such effort", got=name, remedy=f"one of {', '.join(Effort)}")
+    return Effort(name)
+
+
+class Calibration(NamedTuple):
+    """Token ids of calibration text, two parts of it that share nothing.
+
+    Attributes:
+        fitting: What statistics are taken of and weights are fitted to, `(b, t)`.
+        scoring: What the loss of each candidate is taken of, `(b, t)`.
+    """
+
+    fitting: Tensor
+    scoring: Tensor
+
+
+def calibrate_on(text: str, tokenizer: Path, effort: Effort) -> Calibration:
+    """Return calibration text as tokens of the deployed tokenizer.
 
     Raises:
         InputError: The text is too short.
     """
     with GgufModel(tokenizer, vocab_only=True) as model:
-        return windows(model.tokenize(text))
+        tokens = model.tokenize(text)
+    fitting, scoring = effort.fitting, effort.scoring
+    needed, fitted = (count * length for count, length in (scoring, fitting))
+    cut = max(len(tokens) * fitted // (fitted + needed), fitted)
+    return Calibration(windows(tokens[:cut], fitting), windows(tokens[cut:], scoring))
 
 
-def windows(tokens: Sequence[int]) -> Tensor:
-    """Cut evenly spread windows out of a token sequence. Pure."""
-    if len(tokens) < WINDOWS * WINDOW_TOKENS:
+def windows(tokens: Sequence[int], wanted: Windows) -> Tensor:
+    """Cut windows out of tokens, `(count, n_tokens)`: evenly spread, none overlap another. Pure.
+
+    Raises:
+        InputError: There are too few tokens.
+    """
+    count, length = wanted
+    if len(tokens) < count * length:
         raise InputError("the calibration text is too short", got=f"{len(tokens)} tokens",
-                         remedy=f"at least {WINDOWS * WINDOW_TOKENS} tokens are needed")
-    stride = (len(tokens) - WINDOW_TOKENS) // max(WINDOWS - 1, 1)
-    return torch.tensor([tokens[i * stride : i * stride + WINDOW_TOKENS] for i in range(WINDOWS)])
+                         remedy=f"{count * length} are needed; a lower --effort needs fewer")
+    stride = (len(tokens) - length) // max(count - 1, 1)
+    return torch.tensor([tokens[i * stride : i * stride + length] for i in range(count)])

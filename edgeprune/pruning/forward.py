@@ -9,7 +9,8 @@ Shapes: b sequences, t tokens, h hidden_size, n query heads, k KV heads, d head_
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that everybody uses
@@ -23,17 +24,37 @@ from edgeprune.model.tensors import layer_specs
 Weights = Mapping[str, Tensor]  # of one layer, by name within the layer
 
 
-def load_layer(checkpoint: Checkpoint, layer: int) -> dict[str, Tensor]:
+def compute_device() -> torch.device:
+    """Return where calibration is computed: a GPU when there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_layer(
+    checkpoint: Checkpoint, layer: int, device: torch.device | None = None
+) -> dict[str, Tensor]:
     """Read the weights of one layer in float32, by their names within the layer."""
     prefix = f"model.layers.{layer}."
-    return {spec.name.removeprefix(prefix): checkpoint.tensor(spec.name).float()
+    return {spec.name.removeprefix(prefix): checkpoint.tensor(spec.name).to(device).float()
             for spec in layer_specs(checkpoint.shape, layer)}
 
 
-def rope_tables(shape: LlamaShape, n_tokens: int) -> tuple[Tensor, Tensor]:
+def embed(checkpoint: Checkpoint, tokens: Tensor) -> Tensor:
+    """Return the embeddings of token ids, `(b, t)` to `(b, t, hidden_size)`, float32."""
+    return checkpoint.tensor("model.embed_tokens.weight")[tokens].float()
+
+
+def output_head(checkpoint: Checkpoint) -> Tensor:
+    """Return the output head, `(vocab_size, hidden_size)`, float32."""
+    tied = checkpoint.shape.tie_word_embeddings
+    return checkpoint.tensor("model.embed_tokens.weight" if tied else "lm_head.weight").float()
+
+
+def rope_tables(
+    shape: LlamaShape, n_tokens: int, device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
     """Return cosines and sines of the rotary embedding, each `(t, d)` (RoFormer, eq. 34)."""
     angles = torch.outer(torch.arange(n_tokens), torch.tensor(inverse_frequencies(shape)))
-    angles = torch.cat((angles, angles), dim=-1)
+    angles = torch.cat((angles, angles), dim=-1).to(device)
     return angles.cos(), angles.sin()
 
 
@@ -85,23 +106,47 @@ def project_down(channels: Tensor, weights: Weights) -> Tensor:
     return F.linear(channels, weights["mlp.down_proj.weight"], weights.get("mlp.down_proj.bias"))
 
 
-def next_token_loss(
-    x: Tensor, tokens: Tensor, norm: Tensor, head: Tensor, eps: float
-) -> float:
-    """Return the mean cross entropy of each next token, in nats.
+class Loss(NamedTuple):
+    """What a model loses on text, means over the tokens that are predicted.
+
+    Attributes:
+        nats: Cross entropy of the next token.
+        divergence: KL divergence from the unpruned model's prediction, nats.
+    """
+
+    nats: float
+    divergence: float
+
+
+def losses(
+    outputs: Sequence[Tensor], unpruned: Tensor, tokens: Tensor, checkpoint: Checkpoint
+) -> list[Loss]:
+    """Return what several pruned models lose.
 
     Args:
-        x: Hidden states after the last layer, `(b, t, h)`.
+        outputs: Hidden states after the last layer of each, `(b, t, h)`.
+        unpruned: Those of the unpruned model, `(b, t, h)`.
         tokens: Token ids, `(b, t)`.
-        norm: Weight of the final norm, `(h,)`.
-        head: Output head, `(vocab, h)`.
-        eps: Of the norm.
+        checkpoint: Whose final norm and output head are used.
     """
-    total = 0.0
-    for states, ids in zip(rms_norm(x, norm, eps), tokens, strict=True):  # one sequence's logits
-        logits = F.linear(states[:-1], head)
-        total += float(F.cross_entropy(logits, ids[1:], reduction="sum"))
-    return total / (tokens.numel() - tokens.shape[0])
+    norm = checkpoint.tensor("model.norm.weight").to(unpruned)
+    head = output_head(checkpoint).to(unpruned)
+
+    def logits_of(states: Tensor) -> Tensor:
+        return F.linear(rms_norm(states[:-1], norm, checkpoint.shape.rms_norm_eps), head)
+
+    totals = [[0.0, 0.0] for _ in outputs]
+    for i, ids in enumerate(tokens.to(unpruned.device)):  # logits of one sequence at a time
+        reference = logits_of(unpruned[i]).log_softmax(-1)
+        p = reference.exp()
+        certainty = float((p * reference).sum())
+        for total, states in zip(totals, outputs, strict=True):
+            logits = logits_of(states[i])
+            scale = float(logits.logsumexp(-1).sum())  # log q is logits less this: one pass fewer
+            total[0] += scale - float(logits.gather(1, ids[1:, None]).sum())
+            total[1] += certainty + scale - float(torch.dot(p.flatten(), logits.flatten()))
+    count = tokens.numel() - len(tokens)
+    return [Loss(nats / count, max(divergence, 0.0) / count) for nats, divergence in totals]
 
 
 def _split(x: Tensor, head_dim: int) -> Tensor:

@@ -1,13 +1,13 @@
-"""Surgery: a checkpoint becomes a smaller stock Llama, tensor by tensor.
+"""Surgery: a checkpoint becomes a smaller stock Llama, layer by layer.
 
-In: an open `Checkpoint`, cuts, and what each layer keeps. Out: a checkpoint directory that
-`AutoModelForCausalLM.from_pretrained` loads. Weights that stay are copied bit by bit, in the
-precision that they are stored in; one shard at a time is in RAM.
+In: an open `Checkpoint`, cuts, and what each layer keeps, or its weights after a repair. Out: a
+checkpoint directory that `AutoModelForCausalLM.from_pretrained` loads. Weights that are only cut
+are copied bit by bit, in the precision that they are stored in; one layer and one shard are in RAM.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -18,11 +18,14 @@ from edgeprune.model.cuts import Cuts, Kept, kept_layers
 from edgeprune.model.shape import LlamaShape, config_of_shape
 from edgeprune.model.tensors import Axis, TensorSpec, layer_specs, tensor_specs
 
+Weights = Mapping[str, Tensor]  # of one layer, by name within the layer
+Layers = Iterable[tuple[int, Weights]]  # those that stay, by original number, ascending
+
 
 def prune(
     checkpoint: Checkpoint, cuts: Cuts, kept: Mapping[int, Kept], directory: Path
 ) -> LlamaShape:
-    """Write the pruned checkpoint to `directory` and return its shape.
+    """Write the checkpoint that is left, without repair, and return its shape.
 
     Args:
         checkpoint: The unpruned model.
@@ -31,11 +34,51 @@ def prune(
             named keep all.
         directory: Where to.
     """
+    return write_pruned(checkpoint, cuts, cut_layers(checkpoint, cuts, kept), directory)
+
+
+def cut_layers(
+    checkpoint: Checkpoint, cuts: Cuts, kept: Mapping[int, Kept]
+) -> Iterator[tuple[int, Weights]]:
+    """Yield the layers that stay, cut, as they are stored."""
+    for layer in kept_layers(checkpoint.shape, cuts):
+        prefix = f"model.layers.{layer}."
+        weights = {spec.name.removeprefix(prefix): checkpoint.tensor(spec.name)
+                   for spec in layer_specs(checkpoint.shape, layer)}
+        yield layer, (slice_layer(weights, checkpoint.shape, kept[layer]) if layer in kept
+                      else weights)
+
+
+def write_pruned(
+    checkpoint: Checkpoint, cuts: Cuts, layers: Layers, directory: Path, *, biased: bool = False
+) -> LlamaShape:
+    """Write a checkpoint of layers that were cut, and return its shape.
+
+    Args:
+        checkpoint: The unpruned model: embeddings, head and config are its.
+        cuts: What was removed.
+        layers: The layers that stay; consumed once.
+        directory: Where to.
+        biased: The layers have biases, whether or not the unpruned model has.
+    """
     shape = cuts.shape(checkpoint.shape)
-    config = config_of_shape(shape, checkpoint.config)
-    write_checkpoint(directory, config, _pruned(checkpoint, cuts, shape, kept),
-                     companions=checkpoint.path)
+    if biased:
+        shape = shape.replace(attention_bias=True, mlp_bias=True)
+    write_checkpoint(directory, config_of_shape(shape, checkpoint.config),
+                     _tensors(checkpoint, shape, layers), companions=checkpoint.path)
     return shape
+
+
+def _tensors(
+    checkpoint: Checkpoint, shape: LlamaShape, layers: Layers
+) -> Iterator[tuple[str, Tensor]]:
+    outer = [spec.name for spec in tensor_specs(shape, layers=())]
+    yield outer[0], checkpoint.tensor(outer[0])
+    for number, (_, weights) in enumerate(layers):
+        for spec in layer_specs(shape, number):
+            yield spec.name, weights[spec.name.removeprefix(f"model.layers.{number}.")]
+    for name in outer[1:]:
+        yield name, checkpoint.tensor(name)
 
 
 def keep(tensor: Tensor, spec: TensorSpec, kept: Kept, head_dim: int) -> Tensor:
@@ -44,31 +87,18 @@ def keep(tensor: Tensor, spec: TensorSpec, kept: Kept, head_dim: int) -> Tensor:
                                (Axis.KV, kept.kv_heads, head_dim),
                                (Axis.FFN, kept.ffn_channels, 1)):
         if axis in spec.axes:
-            index = (torch.tensor(units)[:, None] * width + torch.arange(width)).flatten()
+            index = columns_of(units, width).to(tensor.device)
             tensor = tensor.index_select(spec.axes.index(axis), index)
     return tensor
 
 
-def _pruned(
-    checkpoint: Checkpoint, cuts: Cuts, shape: LlamaShape, kept: Mapping[int, Kept]
-) -> Iterator[tuple[str, Tensor]]:
-    originals = kept_layers(checkpoint.shape, cuts)
-    for spec in tensor_specs(shape):
-        if spec.layer is None:
-            yield spec.name, checkpoint.tensor(spec.name)
-            continue
-        original = originals[spec.layer]
-        prefix, moved = f"model.layers.{spec.layer}.", f"model.layers.{original}."
-        tensor = checkpoint.tensor(spec.name.replace(prefix, moved, 1))
-        if original in kept:
-            tensor = keep(tensor, spec, kept[original], shape.head_dim)
-        yield spec.name, tensor
+def columns_of(units: Iterable[int], width: int) -> Tensor:
+    """Return the numbers of the rows or columns that belong to heads (`width` each) or channels."""
+    return (torch.tensor(list(units))[:, None] * width + torch.arange(width)).flatten()
 
 
-def slice_layer(
-    weights: Mapping[str, Tensor], shape: LlamaShape, kept: Kept
-) -> dict[str, Tensor]:
-    """Return one layer's weights (by name within the layer) with only what stays."""
+def slice_layer(weights: Weights, shape: LlamaShape, kept: Kept) -> dict[str, Tensor]:
+    """Return one layer's weights with only what stays."""
     specs = {spec.name.removeprefix("model.layers.0."): spec for spec in layer_specs(shape, 0)}
     return {name: keep(tensor, specs[name], kept, shape.head_dim)
             for name, tensor in weights.items()}

@@ -10,28 +10,35 @@ from hypothesis import strategies as st
 
 from edgeprune.data import shipped_text
 from edgeprune.errors import InputError
-from edgeprune.pruning.calibration import WINDOW_TOKENS, WINDOWS, calibration_tokens, windows
+from edgeprune.pruning.calibration import Effort, Windows, calibrate_on, windows
 
 
-@given(extra=st.integers(0, 5000))
-def test_windows_reach_from_the_first_token_to_near_the_last(extra: int) -> None:
-    count = WINDOWS * WINDOW_TOKENS + extra
-    found = windows(range(count))
-    assert found.shape == (WINDOWS, WINDOW_TOKENS)
+@given(count=st.integers(1, 8), length=st.integers(2, 64), extra=st.integers(0, 5000))
+def test_windows_reach_from_the_first_token_to_near_the_last(
+    count: int, length: int, extra: int
+) -> None:
+    available = count * length + extra
+    found = windows(range(available), Windows(count, length))
+    assert found.shape == (count, length)
     assert found[0, 0] == 0
-    assert count - WINDOWS <= int(found[-1, -1]) < count
+    if count > 1:
+        assert available - count <= int(found[-1, -1]) < available
     assert len(set(found.flatten().tolist())) == found.numel()  # no overlap
 
 
-def test_a_short_text_is_refused() -> None:
-    with pytest.raises(InputError, match="too short"):
-        windows(range(10))
+def test_a_short_text_is_refused_with_what_it_lacks() -> None:
+    with pytest.raises(InputError, match=r"too short.*10 tokens.*lower --effort"):
+        windows(range(10), Windows(2, 16))
 
 
 @pytest.mark.smollm2
-def test_the_shipped_text_is_long_enough(smollm2: Path) -> None:
-    tokens = calibration_tokens(shipped_text("calibration"), smollm2 / "tokenizer.gguf")
-    assert int(tokens.max()) < 49152
+@pytest.mark.parametrize("effort", Effort)
+def test_the_shipped_text_is_long_enough_for_any_effort(smollm2: Path, effort: Effort) -> None:
+    found = calibrate_on(shipped_text("calibration"), smollm2 / "tokenizer.gguf", effort)
+    assert tuple(found.fitting.shape) == effort.fitting
+    assert tuple(found.scoring.shape) == effort.scoring
+    fitted = {tuple(window) for window in found.fitting.unfold(1, 32, 1).flatten(0, 1).tolist()}
+    assert not fitted & {tuple(window[:32]) for window in found.scoring.tolist()}
 
 
 def test_calibration_and_evaluation_texts_are_disjoint() -> None:

@@ -10,7 +10,6 @@ from transformers import LlamaForCausalLM
 
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.pruning import forward
-from edgeprune.pruning.sensitivity import embed, output_head
 from tests.tiny import make_tiny
 
 TOKENS = torch.tensor([[5, 9, 2, 7, 7, 1], [3, 3, 8, 100, 64, 2]])
@@ -21,17 +20,23 @@ def _compare(directory: Path) -> None:
     model = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32)
     with torch.inference_mode():
         theirs = model(TOKENS, output_hidden_states=True)
-        x = embed(checkpoint, TOKENS)
+        x = forward.embed(checkpoint, TOKENS)
         rope = forward.rope_tables(checkpoint.shape, TOKENS.shape[1])
         for layer in range(checkpoint.shape.num_hidden_layers):
             torch.testing.assert_close(x, theirs.hidden_states[layer], rtol=1e-4, atol=1e-4)
             weights = forward.load_layer(checkpoint, layer)
             x = forward.decoder_layer(x, weights, checkpoint.shape, rope)
-        loss = forward.next_token_loss(
-            x, TOKENS, checkpoint.tensor("model.norm.weight"), output_head(checkpoint),
-            checkpoint.shape.rms_norm_eps)
-    expected = F.cross_entropy(theirs.logits[:, :-1].flatten(0, 1), TOKENS[:, 1:].flatten())
-    assert abs(loss - float(expected)) < 1e-4
+        cut = x + torch.linspace(-1, 1, x.shape[-1])
+        (same, other) = forward.losses([x, cut], x, TOKENS, checkpoint)
+        norm, head = model.model.norm, model.lm_head
+        changed = head(norm(cut))
+    for loss, logits in ((same, theirs.logits), (other, changed)):
+        following = F.cross_entropy(logits[:, :-1].flatten(0, 1), TOKENS[:, 1:].flatten())
+        assert abs(loss.nats - float(following)) < 1e-4
+    p, q = (logits[:, :-1].double().softmax(-1) for logits in (theirs.logits, changed))
+    assert abs(other.divergence - float((p * (p / q).log()).sum(-1).mean())) < 1e-4
+    assert same.divergence < 1e-5
+    assert other.divergence > 1e-3
 
 
 def test_hidden_states_and_loss_equal_those_of_transformers(tiny: Path) -> None:

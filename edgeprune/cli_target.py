@@ -1,0 +1,81 @@
+"""The commands `edgeprune target ...`: parse, call, print."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgeprune.console import AsJson, Targets, open_with_progress
+
+target_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None,
+                         help="The machines in targets/, and the built-in 'local'.")
+
+Name = Annotated[str, typer.Argument(help="'local', a name in targets/, or a .toml file.")]
+
+
+@target_app.command("list")
+def target_list(targets: Targets = Path("targets"), as_json: AsJson = False) -> None:
+    """List the known targets.
+
+    Example: edgeprune target list
+    """
+    from edgeprune.device.target import list_targets
+
+    found = list_targets(targets)
+    if as_json:
+        print(json.dumps([t.model_dump(mode="json") for t in found], indent=2))
+        return
+    for target in found:
+        where = f"{target.user or ''}@{target.host}:{target.port}".lstrip("@")
+        print(f"{target.name:<20} {'this machine' if target.is_local else where}")
+
+
+@target_app.command("check")
+def target_check(name: Name, targets: Targets = Path("targets")) -> None:
+    """Check that a target's file is right, that it can be reached, and that edgeprune can use it.
+
+    Example: edgeprune target check board
+    """
+    from edgeprune.device.runtime import check_supported
+
+    with open_with_progress(name, targets) as (device, say):
+        if not device.target.is_local:
+            check_supported(device.facts)
+        say(f"{name}: reached; {device.facts.describe()}; python {device.facts.python}, "
+            f"{device.facts.disk_free_bytes / 2**30:.1f} GiB of disk free")
+
+
+@target_app.command("probe")
+def target_probe(name: Name, targets: Targets = Path("targets"), as_json: AsJson = False) -> None:
+    """Show what a target is: CPU, features, RAM, caches, kernel, governor, emulated or not.
+
+    Example: edgeprune target probe board --json
+    """
+    from edgeprune.report.render import facts_rows
+
+    with open_with_progress(name, targets) as (device, _):
+        facts = device.facts
+    if as_json:
+        print(facts.model_dump_json(indent=2))
+        return
+    for label, text in facts_rows(facts):
+        print(f"{label:<14} {text}")
+
+
+@target_app.command("setup")
+def target_setup(name: Name, targets: Targets = Path("targets"), as_json: AsJson = False) -> None:
+    """Build the runtime for a target's CPU, put it there, and show the kernels that it uses.
+
+    Example: edgeprune target setup board
+    """
+    with open_with_progress(name, targets) as (device, _):
+        path = device.setup()
+        info = device.run_job({"kind": "info"}, "asking the runtime")
+    if as_json:
+        print(json.dumps({"path": path or None, "system_info": info["system_info"]}))
+        return
+    print(f"runtime: {path or 'the installed llama-cpp-python'}")
+    print(f"kernels: {info['system_info'].strip()}")

@@ -1,0 +1,70 @@
+"""What the commands share: options, progress on stderr, tables, open targets.
+
+Part of the command line, which alone prints.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+Model = Annotated[str, typer.Argument(
+    help="A Hugging Face directory (safetensors), a .gguf file, or 'smollm2'.")]
+Quant = Annotated[str, typer.Option(
+    help="Q4_0, Q4_K_M, Q5_K_M, Q6_K, Q8_0, F16 or F32.")]
+Targets = Annotated[Path, typer.Option(help="Where target files are.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+
+class Interrupted(Exception):  # noqa: N818 - the user's wish, not an error
+    """Ctrl-C or SIGTERM, under a name that Typer leaves alone."""
+
+
+@contextmanager
+def open_with_progress(name: str, targets: Path) -> Iterator[tuple[Any, Callable[[str], None]]]:
+    """Open a target for a command, with progress on stderr."""
+    from edgeprune.device.session import open_device
+    from edgeprune.device.target import load_target
+
+    target = load_target(name, targets)
+    with progress() as (say, notify):
+        notify(f"connecting to {name}")
+        with open_device(target, notify=notify) as device:
+            yield device, say
+
+
+@contextmanager
+def progress(
+    *, quiet: bool = False
+) -> Iterator[tuple[Callable[[str], None], Callable[[str], None]]]:
+    """Yield `say` (a line of result) and `notify` (what is being done, on stderr)."""
+    console = Console(stderr=True, highlight=False)
+    # a slow spinner: what it draws is load on the machine that is measured when that is this one
+    with console.status("starting", refresh_per_second=2) as status:
+        def say(text: str) -> None:
+            if not quiet:
+                print(text, flush=True)
+
+        try:
+            yield say, status.update
+        except KeyboardInterrupt as signalled:
+            raise Interrupted from signalled
+
+
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table on stdout; columns after the first are aligned to the right."""
+    table = Table(title=title, title_justify="left")
+    for number, name in enumerate(header):
+        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    # a pipe is no reason to squeeze the columns
+    width = None if sys.stdout.isatty() else 120
+    Console(highlight=False, width=width).print(table)

@@ -1,0 +1,179 @@
+"""What is lost and what stays: from calibration text to the weights of a plan.
+
+    statistics -> importance -> losses -> (a plan) -> cut and repaired checkpoint
+
+In: a checkpoint with its tokenizer, a strategy, an effort, a run directory. Out: losses for a
+planner; plans by any recipe; checkpoints. No target is needed: `edgeprune.stages` has that part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from edgeprune.errors import InputError
+from edgeprune.model.checkpoint import Checkpoint
+from edgeprune.model.cuts import Cuts, Kept, LayerImportance, kept_in_layer, kept_layers
+from edgeprune.planning.demand import Demand
+from edgeprune.planning.greedy import Plan
+from edgeprune.planning.recipes import Planner, follow
+from edgeprune.pruning import forward
+from edgeprune.pruning.calibration import Calibration, Effort, calibrate_on
+from edgeprune.pruning.compress import repaired_layers
+from edgeprune.pruning.gradients import Gradients, layer_gradients
+from edgeprune.pruning.importance import Importance, layer_importance
+from edgeprune.pruning.narrowing import Narrowing
+from edgeprune.pruning.published import biased_layers, mapped_layers
+from edgeprune.pruning.sensitivity import Losses, LossScorer
+from edgeprune.pruning.statistics import (
+    SIMILARITY,
+    Similarity,
+    measure_statistics,
+    read_statistics,
+)
+from edgeprune.pruning.surgery import Layers, cut_layers, write_pruned
+from edgeprune.records import digest
+from edgeprune.rundir import RunDirectory
+from edgeprune.strategies import Repair, Strategy
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """All that is done to one model on this machine, short of exporting it.
+
+    Attributes:
+        checkpoint: The unpruned model.
+        model_key: Identifies its weights and tokenizer.
+        tokenizer: The tokenizer that is deployed; None when the model has none.
+        text: Calibration text.
+        strategy: The recipe.
+        effort: How much of the text is looked at.
+        run: Where outputs lie.
+        notify: Told what is being done just now.
+    """
+
+    checkpoint: Checkpoint
+    model_key: str
+    tokenizer: Path | None
+    text: str
+    strategy: Strategy
+    effort: Effort
+    run: RunDirectory
+    notify: Callable[[str], None] = lambda _: None
+
+    def key(self, cuts: Cuts) -> str:
+        """Identify the checkpoint that cuts lead to."""
+        if cuts == Cuts():
+            return digest(self.model_key, cuts)
+        if not cuts.narrows_layers and self.strategy.repair is Repair.NONE:
+            return digest(self.model_key, cuts)
+        return digest(self._importance_key, self.strategy.repair, cuts)
+
+    def plan(self, demand: Demand) -> Plan:
+        """Plan as the strategy does.
+
+        Raises:
+            InfeasibleError: The budget cannot be held.
+        """
+        def influence(first: int, count: int) -> float:  # statistics only where a recipe asks
+            return self._similarity.influence(first, count)
+
+        return follow(self.strategy.planner, self.checkpoint.shape, demand, self._score, influence)
+
+    def plan_key(self, demand: Demand) -> str:
+        """Identify a plan."""
+        return digest(self._scoring_key, self.strategy.planner, self.checkpoint.shape, demand)
+
+    def write(self, cuts: Cuts, directory: Path) -> None:
+        """Cut the weights, repair what is left, write the checkpoint."""
+        biased = self.strategy.repair is Repair.BIAS and cuts.narrows_layers
+        write_pruned(self.checkpoint, cuts, self._layers(cuts), directory, biased=biased)
+
+    # --- how it is done --------------------------------------------------------------------------
+
+    def _layers(self, cuts: Cuts) -> Layers:
+        self.notify("cutting the weights")
+        shape, kept = self.checkpoint.shape, dict[int, Kept]()
+        if cuts.narrows_layers:
+            kept = {i: kept_in_layer(shape, self._importance.layers[i], cuts)
+                    for i in kept_layers(shape, cuts)}
+        repair = self.strategy.repair if cuts != Cuts() else Repair.NONE
+        if repair is Repair.LEAST_SQUARES:
+            return repaired_layers(self.checkpoint, cuts, kept, self._calibration.fitting,
+                                   self.notify)
+        if repair is Repair.MAP:
+            return mapped_layers(self.checkpoint, cuts, kept, self._calibration.fitting,
+                                 self.notify)
+        if repair is Repair.BIAS and cuts.narrows_layers:
+            return biased_layers(self.checkpoint, cuts, kept, self._statistics)
+        return cut_layers(self.checkpoint, cuts, kept)
+
+    @cached_property
+    def _calibration_key(self) -> str:
+        return digest(self.model_key, self.text, self.effort)
+
+    @property
+    def _importance_key(self) -> str:
+        return digest(self._calibration_key, self.strategy.criterion)
+
+    @property
+    def _scoring_key(self) -> str:
+        return digest(self._importance_key, self.strategy.repair)
+
+    @cached_property
+    def _calibration(self) -> Calibration:
+        if self.tokenizer is None:
+            raise InputError(f"{self.checkpoint.path} has no tokenizer, which calibration needs",
+                             remedy="put tokenizer.json (or a tokenizer.gguf) beside the weights")
+        return calibrate_on(self.text, self.tokenizer, self.effort)
+
+    @cached_property
+    def _statistics(self) -> Path:
+        return self.run.make("statistics", self._calibration_key, "statistics",
+                             self._measure)
+
+    def _measure(self, path: Path) -> None:
+        measure_statistics(self.checkpoint, self._calibration.fitting, path, self.notify)
+
+    @cached_property
+    def _similarity(self) -> Similarity:
+        return Similarity.read(self._statistics / SIMILARITY)
+
+    @cached_property
+    def _importance(self) -> Importance:
+        return self.run.record("importance", self._importance_key, "importance.json", Importance,
+                               self._weigh)
+
+    def _weigh(self) -> Importance:
+        criterion, shape = self.strategy.criterion, self.checkpoint.shape
+        layers: Iterable[tuple[int, Gradients | None]] = (
+            (layer, None) for layer in range(shape.num_hidden_layers))
+        if criterion.needs_gradients:
+            layers = layer_gradients(self.checkpoint, self._calibration.scoring, self.notify)
+        found = dict[int, LayerImportance]()
+        for layer, gradients in layers:
+            self.notify(f"weighing heads and channels: layer {layer + 1} of "
+                        f"{shape.num_hidden_layers}")
+            statistics = (read_statistics(self._statistics, layer)
+                          if criterion.needs_statistics else None)
+            found[layer] = layer_importance(
+                criterion, forward.load_layer(self.checkpoint, layer), shape, statistics,
+                gradients, layer)
+        return Importance(layers=tuple(found[layer] for layer in sorted(found)))
+
+    def _score(self, candidates: Sequence[Cuts]) -> list[float]:
+        # on little text the divergence tells cuts apart better than the cross entropy; the recipe
+        # that is published with the latter keeps it
+        ours = self.strategy.planner is Planner.JOINT
+        return [loss.divergence if ours else loss.nats for loss in self._scorer(candidates)]
+
+    @cached_property
+    def _scorer(self) -> LossScorer:
+        repaired = self.strategy.repair is Repair.LEAST_SQUARES
+        narrowing = Narrowing(self.checkpoint.shape, self._importance.layers,
+                              self._statistics if repaired else None)
+        known = Losses(self.run.path / "sensitivity.jsonl", self._scoring_key)
+        return LossScorer(self.checkpoint, self._calibration.scoring, narrowing, known,
+                          self.notify)

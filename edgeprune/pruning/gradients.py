@@ -1,0 +1,131 @@
+"""Gradients of the calibration loss with respect to the weights, one layer at a time.
+
+In: an open `Checkpoint` and calibration tokens. Out: for each layer, from the last to the first,
+the gradients of its weights. Only the hidden states between layers and one layer's weights (with
+their gradients) are in RAM: each layer is computed again when its turn comes (gradient
+checkpointing, arXiv:1604.06174).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that everybody uses
+from torch import Tensor
+
+from edgeprune.model.checkpoint import Checkpoint
+from edgeprune.pruning import forward
+
+
+class Gradients(NamedTuple):
+    """Gradients of one layer's weights, by name within the layer, each in its weight's dimensions.
+
+    Attributes:
+        first: Gradient of the mean next-token cross entropy over all sequences, nats.
+        squared: Mean over the sequences of the squared gradient of each one's own mean loss: the
+            diagonal of the empirical Fisher information, with a sequence as a sample.
+    """
+
+    first: Mapping[str, Tensor]
+    squared: Mapping[str, Tensor]
+
+
+def layer_gradients(
+    checkpoint: Checkpoint, tokens: Tensor, notify: Callable[[str], None] = lambda _: None
+) -> Iterator[tuple[int, Gradients]]:
+    """Yield each layer's number and gradients, from the last layer to the first.
+
+    Args:
+        checkpoint: The model.
+        tokens: Calibration token ids, `(b, t)`.
+        notify: Told how far the pass is.
+    """
+    layers = checkpoint.shape.num_hidden_layers
+    states = _states(checkpoint, tokens, notify)
+    wanted = _loss_gradients(checkpoint, tokens, states.pop())
+    for layer in reversed(range(layers)):
+        notify(f"gradients: layer {layer + 1} of {layers}")
+        gradients, wanted = _backward(checkpoint, layer, states.pop(), wanted)
+        yield layer, gradients
+
+
+@torch.no_grad()
+def _states(
+    checkpoint: Checkpoint, tokens: Tensor, notify: Callable[[str], None]
+) -> list[Tensor]:
+    """Return the hidden states before each layer and after the last, `(b, t, h)` each."""
+    # a caller's inference mode would make tensors that autograd refuses
+    with torch.inference_mode(mode=False):
+        layers = checkpoint.shape.num_hidden_layers
+        where = forward.compute_device()
+        rope = forward.rope_tables(checkpoint.shape, tokens.shape[1], where)
+        states = [forward.embed(checkpoint, tokens)]
+        for layer in range(layers):
+            notify(f"hidden states: layer {layer + 1} of {layers}")
+            weights = forward.load_layer(checkpoint, layer, where)
+            states.append(torch.cat([
+                forward.decoder_layer(x.to(where), weights, checkpoint.shape, rope).cpu()
+                for x in states[-1].split(1)]))
+        return states
+
+
+def _loss_gradients(checkpoint: Checkpoint, tokens: Tensor, states: Tensor) -> Tensor:
+    """Differentiate each sequence's mean loss by its hidden states after the last layer.
+
+    Args:
+        checkpoint: The model.
+        tokens: `(b, t)`.
+        states: `(b, t, h)`.
+
+    Returns:
+        `(b, t, h)`.
+    """
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        where = forward.compute_device()
+        norm = checkpoint.tensor("model.norm.weight").float().to(where)
+        head = forward.output_head(checkpoint).to(where)
+        gradients = []
+        for ids, state in zip(tokens, states, strict=True):  # one sequence's logits
+            x = state.detach().to(where).requires_grad_()
+            y = forward.rms_norm(x, norm, checkpoint.shape.rms_norm_eps)
+            loss = F.cross_entropy(F.linear(y[:-1], head), ids[1:].to(where))
+            gradients.extend(torch.autograd.grad(loss, x))
+        return torch.stack(gradients).cpu()
+
+
+def _backward(
+    checkpoint: Checkpoint, layer: int, states: Tensor, wanted: Tensor
+) -> tuple[Gradients, Tensor]:
+    """Propagate gradients back through one layer.
+
+    Args:
+        checkpoint: The model.
+        layer: Number of the layer.
+        states: Hidden states before the layer, `(b, t, h)`.
+        wanted: Gradients of each sequence's loss by the hidden states after it, `(b, t, h)`.
+
+    Returns:
+        Gradients by the layer's weights, and by the hidden states before it, `(b, t, h)`.
+    """
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        where = forward.compute_device()
+        rope = forward.rope_tables(checkpoint.shape, states.shape[1], where)
+        weights = {name: weight.requires_grad_()
+                   for name, weight in forward.load_layer(checkpoint, layer, where).items()}
+        first = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+        squared = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+        share = 1 / len(states)  # of a sequence: all are equally long
+        before = []
+        for state, after in zip(states.split(1), wanted.split(1), strict=True):
+            x = state.detach().to(where).requires_grad_()
+            y = forward.decoder_layer(x, weights, checkpoint.shape, rope)
+            of_states, *of_weights = torch.autograd.grad(
+                y, [x, *weights.values()], after.to(where))
+            before.append(of_states.cpu())
+            for name, gradient in zip(weights, of_weights, strict=True):
+                first[name].add_(gradient, alpha=share)
+                squared[name].addcmul_(gradient, gradient, value=share)
+        found = ({name: g.cpu() for name, g in part.items()} for part in (first, squared))
+        return Gradients(*found), torch.cat(before)

@@ -1,0 +1,72 @@
+"""One layer as a plan would leave it: narrowed, and repaired as far as can be told layer by layer.
+
+In: importance, statistics of the unpruned model. Out: weights of a layer at any widths. What a
+finished plan gets (`edgeprune.pruning.compress`) follows the pruned model's own activations and
+takes a pass over all layers; this is for scoring, where the same layer at the same widths comes
+again and again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from edgeprune.model.cuts import Cuts, LayerImportance, kept_in_layer
+from edgeprune.model.shape import LlamaShape
+from edgeprune.pruning.repair import NormalEquations
+from edgeprune.pruning.statistics import read_statistics
+from edgeprune.pruning.surgery import Weights, columns_of, slice_layer
+
+KEPT_BYTES = 2 * 1024**3
+DAMPING = 0.03
+
+
+class Narrowing:
+    """Narrows layers; remembers the projections that it fitted while they are small."""
+
+    def __init__(
+        self, shape: LlamaShape, importance: tuple[LayerImportance, ...], statistics: Path | None
+    ) -> None:
+        """Prepare.
+
+        Args:
+            shape: Of the unpruned model.
+            importance: Of each layer.
+            statistics: Directory of its statistics; None does without repair.
+        """
+        self._shape, self._importance, self._statistics = shape, importance, statistics
+        self._fitted: dict[tuple[int, str, tuple[int, ...]], Tensor] = {}
+        self._bytes = 0
+
+    def __call__(self, layer: int, weights: Weights, cuts: Cuts) -> Weights:
+        """Return the weights of a layer after the cuts within it."""
+        if not cuts.narrows_layers:
+            return weights
+        kept = kept_in_layer(self._shape, self._importance[layer], cuts)
+        narrowed = slice_layer(weights, self._shape, kept)
+        for name, moments, units, width in (
+            ("self_attn.o_proj.weight", "heads", kept.query_heads, self._shape.head_dim),
+            ("mlp.down_proj.weight", "channels", kept.ffn_channels, 1),
+        ):
+            if self._statistics is not None and len(units) * width < weights[name].shape[1]:
+                narrowed[name] = self._repaired(layer, weights[name], moments, units, width,
+                                                self._statistics)
+        return narrowed
+
+    def _repaired(
+        self, layer: int, weight: Tensor, moments: str, units: tuple[int, ...], width: int,
+        statistics: Path,
+    ) -> Tensor:
+        """Return the columns of a projection that stay, fitted to put out what all of them do."""
+        key = layer, moments, units
+        if key in self._fitted:
+            return self._fitted[key]
+        gram: Tensor = getattr(read_statistics(statistics, layer), moments).to(weight.device)
+        columns = columns_of(units, width).to(weight.device)
+        equations = NormalEquations(gram[columns][:, columns], weight @ gram[:, columns])
+        fitted = equations.solve(weight[:, columns], DAMPING)
+        if self._bytes + fitted.nbytes <= KEPT_BYTES:
+            self._fitted[key] = fitted
+            self._bytes += fitted.nbytes
+        return fitted

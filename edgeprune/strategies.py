@@ -1,0 +1,92 @@
+"""Strategies: whole recipes for cutting a model, ours and the published ones.
+
+In: a name. Out: a `Strategy`: who plans, what matters within a layer, how the rest is repaired.
+
+Every result is a stock Llama: any layers, one width for all of them. Where a paper gives each layer
+a width of its own (FLAP, LLM-Pruner), its score is kept and the width made uniform, which FLAP's
+authors compare with too ("UL-UM").
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from edgeprune.errors import UsageError
+from edgeprune.planning.recipes import Planner
+from edgeprune.pruning.importance import Criterion, Method
+from edgeprune.records import Record
+
+
+class Repair(StrEnum):
+    """What is done for the rest of a model after a cut, in closed form."""
+
+    NONE = "none"
+    LEAST_SQUARES = "least-squares"  # every o_proj and down_proj (edgeprune.pruning.compress)
+    MAP = "map"  # a linear map in place of a dropped span, in the down_proj before it (ReplaceMe)
+    BIAS = "bias"  # the mean of what is gone, as a bias of o_proj and down_proj (FLAP)
+
+
+class Strategy(Record):
+    """A recipe.
+
+    Attributes:
+        name: Of the recipe.
+        planner: Who chooses how much is cut of what.
+        criterion: What decides which heads and channels a layer keeps.
+        repair: What is done for the rest.
+        source: Where it was published.
+    """
+
+    name: str
+    planner: Planner
+    criterion: Criterion
+    repair: Repair
+    source: str
+
+
+DEFAULT_STRATEGY = "edgeprune"
+_OBS = Criterion(method=Method.OBS)
+_TAYLOR = Criterion(method=Method.TAYLOR)
+STRATEGIES = {strategy.name: strategy for strategy in (
+    Strategy(name="edgeprune", planner=Planner.JOINT, criterion=_OBS, repair=Repair.LEAST_SQUARES,
+             source="depth, heads and FFN jointly, by loss per millisecond of the measured costs"),
+    Strategy(name="uniform", planner=Planner.MIDDLE, criterion=_OBS, repair=Repair.NONE,
+             source="the middle layers, as tutorials do"),
+    Strategy(name="shortgpt", planner=Planner.INFLUENCE, criterion=_OBS, repair=Repair.NONE,
+             source="layers of the least block influence, in one shot; arXiv:2403.03853"),
+    Strategy(name="sleb", planner=Planner.GREEDY_LAYERS, criterion=_OBS, repair=Repair.NONE,
+             source="layer by layer, that of the least loss; arXiv:2402.09025"),
+    Strategy(name="replaceme", planner=Planner.SPAN, criterion=_OBS, repair=Repair.MAP,
+             source="one span of layers, a linear map for it; arXiv:2505.02819"),
+    Strategy(name="flap", planner=Planner.PROPORTIONAL,
+             criterion=Criterion(method=Method.FLUCTUATION), repair=Repair.BIAS,
+             source="heads and channels of the least fluctuation, with biases; arXiv:2312.11983"),
+    Strategy(name="llm-pruner", planner=Planner.PROPORTIONAL, criterion=_TAYLOR,
+             repair=Repair.NONE, source="heads and channels by Taylor; arXiv:2305.11627"),
+)}
+
+
+def strategy_of(name: str, *, importance: str | None = None, repair: bool = True) -> Strategy:
+    """Return a strategy, with the user's changes to it.
+
+    Args:
+        name: One of `STRATEGIES`.
+        importance: Another method by which heads and channels are chosen, one of `Method`.
+        repair: False does without.
+
+    Raises:
+        UsageError: A name that is not known.
+    """
+    if name not in STRATEGIES:
+        raise UsageError("no such strategy", got=name, remedy=f"one of {', '.join(STRATEGIES)}")
+    changes: dict[str, object] = {}
+    if not repair:
+        changes["repair"] = Repair.NONE
+        if STRATEGIES[name].criterion == _OBS:  # which counts on repair
+            changes["criterion"] = Criterion(method=Method.ENERGY)
+    if importance is not None:
+        if importance not in set(Method):
+            raise UsageError("no such importance", got=importance,
+                             remedy=f"one of {', '.join(Method)}")
+        changes["criterion"] = Criterion(method=Method(importance))
+    return STRATEGIES[name].model_copy(update=changes)

@@ -1,0 +1,115 @@
+"""Repaired layers follow the unpruned model, on text that they were not fitted to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from edgeprune.data import shipped_text
+from edgeprune.model.checkpoint import Checkpoint
+from edgeprune.model.cuts import Cuts, Kept, kept_in_layer, kept_layers
+from edgeprune.model.gguf import GgufModel
+from edgeprune.pruning import forward
+from edgeprune.pruning.calibration import Windows, windows
+from edgeprune.pruning.compress import repaired_layers
+from edgeprune.pruning.importance import Criterion, Method, layer_importance
+from edgeprune.pruning.statistics import measure_statistics, read_statistics
+from edgeprune.pruning.surgery import Weights, cut_layers
+
+
+def _tokens(seed: int, *dims: int) -> Tensor:
+    return torch.randint(0, 128, dims, generator=torch.Generator().manual_seed(seed))
+
+
+def _kept(checkpoint: Checkpoint, cuts: Cuts, statistics: Path, method: Method) -> dict[int, Kept]:
+    shape, found = checkpoint.shape, {}
+    for layer in kept_layers(shape, cuts):
+        importance = layer_importance(
+            Criterion(method=method), forward.load_layer(checkpoint, layer), shape,
+            read_statistics(statistics, layer), None, layer)
+        found[layer] = kept_in_layer(shape, importance, cuts)
+    return found
+
+
+def _loss(checkpoint: Checkpoint, layers: Mapping[int, Weights], tokens: Tensor) -> forward.Loss:
+    rope = forward.rope_tables(checkpoint.shape, tokens.shape[1])
+    ends = []
+    everything = {i: forward.load_layer(checkpoint, i)
+                  for i in range(checkpoint.shape.num_hidden_layers)}
+    with torch.inference_mode():
+        for model in (everything, layers):
+            x = forward.embed(checkpoint, tokens)
+            for _, weights in sorted(model.items()):
+                x = forward.decoder_layer(x, weights, checkpoint.shape, rope)
+            ends.append(x)
+    return forward.losses([ends[1]], ends[0], tokens, checkpoint)[0]
+
+
+def test_with_nothing_cut_the_weights_stay_as_they_are(tiny: Path) -> None:
+    checkpoint = Checkpoint(tiny)
+    for layer, weights in repaired_layers(checkpoint, Cuts(), {}, _tokens(1, 16, 24)):
+        for name, weight in forward.load_layer(checkpoint, layer).items():
+            torch.testing.assert_close(weights[name], weight, rtol=1e-4, atol=1e-4)
+
+
+def test_what_others_repeat_is_made_up_for(tiny: Path) -> None:
+    checkpoint = Checkpoint(tiny)
+    shape = checkpoint.shape
+    cuts = Cuts(ffn_channels=1)
+    layers = {i: dict(forward.load_layer(checkpoint, i)) for i in range(shape.num_hidden_layers)}
+    for weights in layers.values():
+        for name in ("mlp.gate_proj.weight", "mlp.up_proj.weight"):
+            weights[name][7] = weights[name][3]
+    twin = _Edited(checkpoint, layers)
+    heads = tuple(range(shape.num_attention_heads))
+    kept = {i: Kept(kv_heads=tuple(range(shape.num_key_value_heads)), query_heads=heads,
+                    ffn_channels=tuple(c for c in range(shape.intermediate_size) if c != 7))
+            for i in layers}
+    tokens = _tokens(1, 16, 24)
+    repaired = dict(repaired_layers(twin, cuts, kept, tokens))
+    bare = dict(cut_layers(twin, cuts, kept))
+    assert _loss(twin, repaired, _tokens(2, 4, 24)).divergence < 0.05 * _loss(
+        twin, bare, _tokens(2, 4, 24)).divergence
+
+
+class _Edited(Checkpoint):
+    """A checkpoint of which some layers were changed."""
+
+    def __init__(self, whole: Checkpoint, layers: dict[int, dict[str, Tensor]]) -> None:
+        super().__init__(whole.path)
+        self._layers = layers
+
+    def tensor(self, name: str) -> Tensor:
+        if not name.startswith("model.layers."):
+            return super().tensor(name)
+        layer, rest = name.removeprefix("model.layers.").split(".", 1)
+        return self._layers[int(layer)][rest]
+
+
+@pytest.mark.smollm2
+@pytest.mark.parametrize("cuts", [
+    Cuts(ffn_channels=768), Cuts(layers=(12, 13, 20)), Cuts(kv_groups=1),
+    Cuts(layers=(18,), ffn_channels=512, query_heads=1),
+])
+def test_repair_is_better_than_none_on_held_out_text(
+    smollm2: Path, tmp_path_factory: pytest.TempPathFactory, cuts: Cuts
+) -> None:
+    checkpoint = Checkpoint(smollm2)
+    with GgufModel(smollm2 / "tokenizer.gguf", vocab_only=True) as model:
+        fitting = windows(model.tokenize(shipped_text("calibration")), Windows(8, 256))
+        held_out = windows(model.tokenize(shipped_text("evaluation")), Windows(4, 256))
+    statistics = tmp_path_factory.mktemp("statistics")
+    measure_statistics(checkpoint, fitting, statistics)
+    kept = (_kept(checkpoint, cuts, statistics, Method.ENERGY) if cuts.narrows_layers else {})
+    repaired, bare = (
+        {i: {name: weight.float() for name, weight in weights.items()} for i, weights in layers}
+        for layers in (repaired_layers(checkpoint, cuts, kept, fitting),
+                       cut_layers(checkpoint, cuts, kept)))
+    ours, theirs = (_loss(checkpoint, layers, held_out) for layers in (repaired, bare))
+    print(f"{cuts}: repaired {ours}, bare {theirs}")
+    assert ours.nats < theirs.nats
+    assert ours.divergence < theirs.divergence
