@@ -68,16 +68,18 @@ def main() -> int:
         _profile(status.update)
     print(f"{datetime.now(UTC):%Y-%m-%d}; {describe_machine()}; torch {torch.__version__}; "
           f"effort {arguments.effort}\n")
-    rows = [row for name in arguments.strategies.split(",") for row in _alone(name)]
+    rows = [row for name in arguments.strategies.split(",") for row in _alone(name, arguments)]
     for line in table(rows):
         print(line)
     return 0
 
 
-def _alone(strategy: str) -> list[dict[str, Any]]:
+def _alone(strategy: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Run one strategy in a process of its own."""
-    given = [a for a in sys.argv[1:] if not a.startswith("--strategies")]
-    argv = [sys.executable, __file__, *given, "--alone", f"--strategies={strategy}"]
+    argv = [sys.executable, __file__, "--alone", "--strategies", strategy,
+            "--shares", arguments.shares, "--effort", arguments.effort,
+            *(["--no-repair"] if arguments.no_repair else []),
+            *(["--importance", arguments.importance] if arguments.importance else [])]
     done = subprocess.run(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     for line in done.stdout.splitlines():
         print(line, file=sys.stderr)
@@ -132,8 +134,7 @@ def evaluate(pruned: Checkpoint, unpruned: Checkpoint, tokenizer: Path) -> dict[
         x = forward.embed(checkpoint, tokens)
         for layer in range(checkpoint.shape.num_hidden_layers):
             weights = forward.load_layer(checkpoint, layer)
-            x = torch.cat([forward.decoder_layer(one, weights, checkpoint.shape, rope)
-                           for one in x.split(1)])
+            x = forward.run_layer(x, weights, checkpoint.shape, rope)
         ends.append(x)
     dense, found = forward.losses(ends, ends[0], tokens, unpruned)
     return {"dense": math.exp(dense.nats), "perplexity": math.exp(found.nats),

@@ -172,7 +172,7 @@ class Cutting:
     @cached_property
     def _scorer(self) -> LossScorer:
         repaired = self.strategy.repair is Repair.LEAST_SQUARES
-        narrowing = Narrowing(self.checkpoint.shape, self._importance.layers,
+        narrowing = Narrowing(self.checkpoint.shape, lambda layer: self._importance.layers[layer],
                               self._statistics if repaired else None)
         known = Losses(self.run.path / "sensitivity.jsonl", self._scoring_key)
         return LossScorer(self.checkpoint, self._calibration.scoring, narrowing, known,

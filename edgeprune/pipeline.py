@@ -14,12 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from edgeprune.data import shipped_text
 from edgeprune.demanding import choose_format, median_limits
 from edgeprune.device.measure import Comparison, Measurement, Workload
 from edgeprune.device.session import Device, open_device
 from edgeprune.device.target import load_target
-from edgeprune.errors import DeviceError, InputError, UsageError
+from edgeprune.errors import DeviceError, UsageError
 from edgeprune.export.gguf import check_format
 from edgeprune.judging import Judgement, judge, judge_quality, requests_needed, verdict
 from edgeprune.model.checkpoint import Checkpoint
@@ -32,7 +31,7 @@ from edgeprune.planning.demand import Demand
 from edgeprune.planning.greedy import Plan
 from edgeprune.profiling.profile import Profile, cost_of
 from edgeprune.profiling.threads import best_threads
-from edgeprune.pruning.calibration import Effort
+from edgeprune.pruning.calibration import Effort, calibration_text
 from edgeprune.records import Record, Verdict, write_text
 from edgeprune.report.outcome import Outcome, figures_of
 from edgeprune.report.render import limits_in_words, measured_in_words, plan_lines, report
@@ -156,7 +155,7 @@ def _begun(options: Options, say: Say, notify: Say) -> Iterator[tuple[Stages, Bu
     budget = read_budget(options.budget)
     quant = AUTO if options.quant == AUTO else check_format(options.quant)
     strategy = strategy_of(options.strategy, importance=options.importance, repair=options.repair)
-    calibration = _calibration_text(options.calibration)
+    calibration = calibration_text(options.calibration)
     target = load_target(options.target, options.targets)
     name, directory = resolve_model(options.model, notify=notify)
     checkpoint = Checkpoint(directory)
@@ -178,16 +177,6 @@ def _begun(options: Options, say: Say, notify: Say) -> Iterator[tuple[Stages, Bu
                      workload=workload, device=device, run=run_directory,
                      profiles=options.profiles, strategy=strategy, effort=options.effort,
                      calibration=calibration), budget
-
-
-def _calibration_text(path: Path | None) -> str:
-    if path is None:
-        return shipped_text("calibration")
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"calibration text {path} cannot be read ({error})",
-                         remedy="a UTF-8 text file, of what the model is used for") from error
 
 
 def set_threads(
@@ -335,6 +324,8 @@ def _name_of(request: _Request) -> str:
     text = f"{request.model}-{request.target}-{request.quant}-{request.budget.text}".lower()
     if (strategy := request.strategy) != STRATEGIES[DEFAULT_STRATEGY]:
         text += f"-{strategy.name}-{strategy.criterion.method}-{strategy.repair}"
+    if request.effort is not Effort.MEDIUM:
+        text += f"-{request.effort}"
     for sign, word in {"<": "-max-", ">": "-min-", "%": "pct"}.items():
         text = text.replace(sign, word)
     return re.sub(r"[^a-z0-9._]+", "-", text).strip("-.")

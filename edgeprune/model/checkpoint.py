@@ -68,8 +68,8 @@ class Checkpoint:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision that layers are stored in."""
-        return self.tensor("model.norm.weight").dtype
+        """The precision that the matrices of layers are stored in."""
+        return self.tensor("model.layers.0.self_attn.q_proj.weight").dtype
 
     def dims(self, name: str) -> tuple[int, ...]:
         """Return the dimensions of a tensor without reading it."""

@@ -59,8 +59,8 @@ class Plan(Record):
         cuts: All that is removed.
         steps: The greedy's moves in the order of choice.
         refined: What was changed after the steps, a line for people for each change.
-        base_loss: Loss of the unpruned model on the calibration text, nats per token; None when
-            nothing had to be scored.
+        base_loss: Loss of the unpruned model on the calibration text, nats per token: 0 where the
+            divergence from it is what counts; None when nothing had to be scored.
         base_cost: Predicted cost of the unpruned model.
         loss: Loss of the pruned one, as `base_loss`.
         cost: Predicted cost of the pruned one.

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from edgeprune.data import shipped_text
 from edgeprune.errors import InputError, UsageError
 from edgeprune.model.gguf import GgufModel
 
@@ -52,6 +53,22 @@ def effort_of(name: str) -> Effort:
     if name not in set(Effort):
         raise UsageError("no such effort", got=name, remedy=f"one of {', '.join(Effort)}")
     return Effort(name)
+
+
+def calibration_text(file: Path | None) -> str:
+    """Return the user's calibration text; the shipped one when there is none.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
+    if file is None:
+        return shipped_text("calibration")
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the calibration text cannot be read ({error})", got=str(file),
+                         remedy="give a text file in UTF-8, of what the model is used for"
+                         ) from error
 
 
 class Calibration(NamedTuple):

@@ -22,10 +22,9 @@ from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import Cuts, Kept, kept_layers
 from edgeprune.pruning import forward
 from edgeprune.pruning.repair import HELD_OUT, NormalEquations, fit
-from edgeprune.pruning.surgery import Weights, slice_layer
+from edgeprune.pruning.surgery import Layers, slice_layer, stored
 
 Notify = Callable[[str], None]
-Layers = Iterator[tuple[int, Weights]]
 _OUT, _DOWN = "self_attn.o_proj", "mlp.down_proj"
 
 
@@ -56,7 +55,7 @@ def repaired_layers(
                    else dict(whole))
         streams.attention(whole, weights)
         streams.ffn(whole, weights, range(layer + 1, following))
-        yield layer, {name: weight.to(checkpoint.dtype).cpu() for name, weight in weights.items()}
+        yield layer, stored(weights, checkpoint)
 
 
 class _Streams:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from edgeprune.pruning.surgery import columns_of
+
 # Share of H's mean diagonal that is added to its diagonal: calibration text has fewer tokens than
 # a large FFN has channels, and H is singular without.
 DAMPING = 0.01
@@ -82,7 +84,7 @@ def elimination_order(
         movers = remaining + (~gone[remaining:]).nonzero().flatten()
         left[holes] = left[movers]
         left = left[:remaining]
-        inverse, gram = (_moved(m, _columns(holes, width), _columns(movers, width),
+        inverse, gram = (_moved(m, columns_of(holes, width), columns_of(movers, width),
                                 remaining * width) for m in (inverse, gram))
     return torch.cat(order)
 
@@ -149,10 +151,6 @@ def _eliminate(inverse: Tensor, gram: Tensor, width: int, count: int) -> list[in
 def _outer(left: Tensor, right: Tensor) -> Tensor:
     """Multiply each block with each other's transpose, `(n, width, width)`."""
     return left * right if left.shape[1] == 1 else left @ right.mT
-
-
-def _columns(structures: Tensor, width: int) -> Tensor:
-    return (structures[:, None] * width + torch.arange(width)).flatten()
 
 
 def _moved(matrix: Tensor, holes: Tensor, movers: Tensor, size: int) -> Tensor:

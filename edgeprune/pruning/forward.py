@@ -71,6 +71,17 @@ def decoder_layer(
     return x + project_down(ffn_channels(x, weights, shape), weights)
 
 
+@torch.no_grad()
+def run_layer(
+    states: Tensor, weights: Weights, shape: LlamaShape, rope: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Run one decoder layer on many windows, one after another, `(b, t, h)` to `(b, t, h)`.
+
+    All at once would hold every FFN channel of every token.
+    """
+    return torch.cat([decoder_layer(window, weights, shape, rope) for window in states.split(1)])
+
+
 def attention_heads(
     x: Tensor, weights: Weights, shape: LlamaShape, rope: tuple[Tensor, Tensor]
 ) -> Tensor:

@@ -65,9 +65,8 @@ def _states(
         for layer in range(layers):
             notify(f"hidden states: layer {layer + 1} of {layers}")
             weights = forward.load_layer(checkpoint, layer, where)
-            states.append(torch.cat([
-                forward.decoder_layer(x.to(where), weights, checkpoint.shape, rope).cpu()
-                for x in states[-1].split(1)]))
+            states.append(forward.run_layer(
+                states[-1].to(where), weights, checkpoint.shape, rope).cpu())
         return states
 
 

@@ -8,15 +8,17 @@ again and again.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor
 
 from edgeprune.model.cuts import Cuts, LayerImportance, kept_in_layer
 from edgeprune.model.shape import LlamaShape
+from edgeprune.pruning.forward import Weights
 from edgeprune.pruning.repair import NormalEquations
 from edgeprune.pruning.statistics import read_statistics
-from edgeprune.pruning.surgery import Weights, columns_of, slice_layer
+from edgeprune.pruning.surgery import columns_of, slice_layer
 
 KEPT_BYTES = 2 * 1024**3
 DAMPING = 0.03
@@ -26,13 +28,14 @@ class Narrowing:
     """Narrows layers; remembers the projections that it fitted while they are small."""
 
     def __init__(
-        self, shape: LlamaShape, importance: tuple[LayerImportance, ...], statistics: Path | None
+        self, shape: LlamaShape, importance: Callable[[int], LayerImportance],
+        statistics: Path | None,
     ) -> None:
         """Prepare.
 
         Args:
             shape: Of the unpruned model.
-            importance: Of each layer.
+            importance: Tells that of a layer; asked only when one is narrowed.
             statistics: Directory of its statistics; None does without repair.
         """
         self._shape, self._importance, self._statistics = shape, importance, statistics
@@ -43,7 +46,7 @@ class Narrowing:
         """Return the weights of a layer after the cuts within it."""
         if not cuts.narrows_layers:
             return weights
-        kept = kept_in_layer(self._shape, self._importance[layer], cuts)
+        kept = kept_in_layer(self._shape, self._importance(layer), cuts)
         narrowed = slice_layer(weights, self._shape, kept)
         for name, moments, units, width in (
             ("self_attn.o_proj.weight", "heads", kept.query_heads, self._shape.head_dim),

@@ -5,7 +5,7 @@ In: an open `Checkpoint`, cuts, calibration. Out: the weights of each layer that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -16,10 +16,9 @@ from edgeprune.model.cuts import Cuts, Kept, kept_layers
 from edgeprune.pruning import forward
 from edgeprune.pruning.repair import NormalEquations
 from edgeprune.pruning.statistics import read_statistics
-from edgeprune.pruning.surgery import Weights, columns_of, slice_layer
+from edgeprune.pruning.surgery import Layers, columns_of, slice_layer, stored
 
 Notify = Callable[[str], None]
-Layers = Iterator[tuple[int, Weights]]
 MAP_DAMPING = 1e-4  # towards no change; calibration has many more tokens than a state has numbers
 
 
@@ -86,7 +85,7 @@ def _finished(
 ) -> dict[str, Tensor]:
     if layer in kept:
         weights = slice_layer(weights, checkpoint.shape, kept[layer])
-    return {name: weight.to(checkpoint.dtype).cpu() for name, weight in weights.items()}
+    return stored(weights, checkpoint)
 
 
 @torch.inference_mode()
@@ -122,4 +121,4 @@ def biased_layers(
         for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj",
                      "mlp.up_proj"):
             cut.setdefault(f"{name}.bias", torch.zeros(len(cut[f"{name}.weight"])))
-        yield layer, {name: weight.to(checkpoint.dtype) for name, weight in cut.items()}
+        yield layer, stored(cut, checkpoint)

@@ -7,7 +7,7 @@ are copied bit by bit, in the precision that they are stored in; one layer and o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,9 +17,9 @@ from edgeprune.model.checkpoint import Checkpoint, write_checkpoint
 from edgeprune.model.cuts import Cuts, Kept, kept_layers
 from edgeprune.model.shape import LlamaShape, config_of_shape
 from edgeprune.model.tensors import Axis, TensorSpec, layer_specs, tensor_specs
+from edgeprune.pruning.forward import Weights
 
-Weights = Mapping[str, Tensor]  # of one layer, by name within the layer
-Layers = Iterable[tuple[int, Weights]]  # those that stay, by original number, ascending
+Layers = Iterator[tuple[int, Weights]]  # those that stay, by original number, ascending
 
 
 def prune(
@@ -37,9 +37,7 @@ def prune(
     return write_pruned(checkpoint, cuts, cut_layers(checkpoint, cuts, kept), directory)
 
 
-def cut_layers(
-    checkpoint: Checkpoint, cuts: Cuts, kept: Mapping[int, Kept]
-) -> Iterator[tuple[int, Weights]]:
+def cut_layers(checkpoint: Checkpoint, cuts: Cuts, kept: Mapping[int, Kept]) -> Layers:
     """Yield the layers that stay, cut, as they are stored."""
     for layer in kept_layers(checkpoint.shape, cuts):
         prefix = f"model.layers.{layer}."
@@ -92,9 +90,14 @@ def keep(tensor: Tensor, spec: TensorSpec, kept: Kept, head_dim: int) -> Tensor:
     return tensor
 
 
-def columns_of(units: Iterable[int], width: int) -> Tensor:
+def columns_of(units: Sequence[int] | Tensor, width: int) -> Tensor:
     """Return the numbers of the rows or columns that belong to heads (`width` each) or channels."""
-    return (torch.tensor(list(units))[:, None] * width + torch.arange(width)).flatten()
+    return (torch.as_tensor(units)[:, None] * width + torch.arange(width)).flatten()
+
+
+def stored(weights: Weights, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Return computed weights as the checkpoint stores its own."""
+    return {name: weight.to(checkpoint.dtype).cpu() for name, weight in weights.items()}
 
 
 def slice_layer(weights: Weights, shape: LlamaShape, kept: Kept) -> dict[str, Tensor]:

@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from edgeprune.data import shipped_text
 from edgeprune.errors import InputError, UsageError
 from edgeprune.model.checkpoint import Checkpoint, write_checkpoint
 from edgeprune.model.gguf import GgufModel
@@ -26,7 +25,7 @@ from edgeprune.model.shape import LlamaShape, config_of_shape
 from edgeprune.model.source import CONFIG
 from edgeprune.model.tensors import tensor_specs
 from edgeprune.pruning import forward
-from edgeprune.pruning.calibration import Windows, windows
+from edgeprune.pruning.calibration import Windows, calibration_text, windows
 from edgeprune.sparsity.masks import magnitude, wanda
 from edgeprune.sparsity.recipe import Method, Recipe, check_rows
 from edgeprune.sparsity.sparsegpt import Curvature, curvature, sparsegpt
@@ -57,14 +56,7 @@ def calibration_of(recipe: Recipe, tokenizer: Path | None, file: Path | None) ->
     if tokenizer is None:
         raise InputError(f"{recipe.method} needs the model's tokenizer, and it has none",
                          remedy="put tokenizer.json beside the weights, or take magnitude")
-    if file is None:
-        return calibration_windows(shipped_text("calibration"), tokenizer)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the calibration text cannot be read ({error})", got=str(file),
-                         remedy="give a text file in UTF-8") from error
-    return calibration_windows(text, tokenizer)
+    return calibration_windows(calibration_text(file), tokenizer)
 
 
 def calibration_windows(text: str, tokenizer: Path) -> Tensor:
@@ -158,7 +150,8 @@ def _sparse_tensors(
                 weights[within] = original.float()
             yield name, original
         if states is not None:
-            states = _run(states, weights, shape)
+            states = forward.run_layer(states, weights, shape, forward.rope_tables(
+                shape, states.shape[1]))
 
 
 def sparse_matrix(weight: Tensor, known: Tensor | Curvature | None, recipe: Recipe) -> Tensor:
@@ -228,11 +221,3 @@ def linear_inputs(
                                 shape.rms_norm_eps),
         "channels": forward.ffn_channels(middle, weights, shape),
     }
-
-
-@torch.inference_mode()
-def _run(states: Tensor, weights: Mapping[str, Tensor], shape: LlamaShape) -> Tensor:
-    """Run a layer window by window, `(b, t, h)` to `(b, t, h)`."""
-    rope = forward.rope_tables(shape, states.shape[1])
-    return torch.cat([forward.decoder_layer(window, weights, shape, rope)
-                      for window in states.split(1)])

@@ -16,9 +16,10 @@ from edgeprune.model.gguf import GgufModel
 from edgeprune.pruning import forward
 from edgeprune.pruning.calibration import Windows, windows
 from edgeprune.pruning.compress import repaired_layers
+from edgeprune.pruning.forward import Weights
 from edgeprune.pruning.importance import Criterion, Method, layer_importance
 from edgeprune.pruning.statistics import measure_statistics, read_statistics
-from edgeprune.pruning.surgery import Weights, cut_layers
+from edgeprune.pruning.surgery import cut_layers
 
 
 def _tokens(seed: int, *dims: int) -> Tensor:

@@ -66,7 +66,7 @@ def test_biases_are_the_mean_of_what_is_gone_and_stock_transformers_loads_them(
                                start=whole.get(f"{name}.bias", torch.tensor(0.0)))
                 torch.testing.assert_close(weights[f"{name}.bias"], expected, rtol=1e-4, atol=1e-5)
         out = tmp_path / f"out-{own}"
-        write_pruned(checkpoint, cuts, layers.items(), out, biased=True)
+        write_pruned(checkpoint, cuts, iter(layers.items()), out, biased=True)
         model = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32)
         loaded = model.model.layers[0].mlp.down_proj.bias
         assert torch.equal(loaded, layers[0]["mlp.down_proj.bias"])

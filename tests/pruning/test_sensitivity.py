@@ -32,7 +32,7 @@ def _importance(checkpoint: Checkpoint) -> Importances:
 
 
 def _scorer(checkpoint: Checkpoint, path: Path, key: str = "key") -> LossScorer:
-    narrowing = Narrowing(checkpoint.shape, _importance(checkpoint), None)
+    narrowing = Narrowing(checkpoint.shape, _importance(checkpoint).__getitem__, None)
     return LossScorer(checkpoint, TOKENS, narrowing, Losses(path, key))
 
 
@@ -61,7 +61,7 @@ def test_known_losses_are_not_computed_again(tiny: Path, tmp_path: Path) -> None
     said: list[str] = []
 
     def again(key: str, candidates: Sequence[Cuts]) -> list[Loss]:
-        narrowing = Narrowing(checkpoint.shape, _importance(checkpoint), None)
+        narrowing = Narrowing(checkpoint.shape, _importance(checkpoint).__getitem__, None)
         return LossScorer(checkpoint, TOKENS, narrowing, Losses(tmp_path / "losses", key),
                           said.append)(candidates)
 
