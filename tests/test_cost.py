@@ -8,14 +8,17 @@ from hypothesis import strategies as st
 
 from edgeprune.cost import (
     METRICS,
+    UNCACHED,
     Cost,
     CostModel,
     context_tokens,
     keys_looked_at,
     kv_cache_bytes,
     prompt_features,
+    read_mb,
     repack_features,
     token_features,
+    uncached,
 )
 from edgeprune.model.layout import file_bytes
 from edgeprune.model.quantization import FORMATS, HEAD, tensor_types, weights_read
@@ -142,6 +145,15 @@ def test_nothing_that_is_cut_makes_a_request_dearer(
                     shape.replace(num_key_value_heads=1, num_attention_heads=queries)):
         less = model.predict(smaller, 32, 100)
         assert all(getattr(less, name) <= getattr(whole, name) for name in METRICS)
+
+
+def test_only_what_a_cache_cannot_keep_is_read_from_memory() -> None:
+    whole, depth = read_mb(SMOLLM2, "Q4_K_M", 32, 32), 48
+    kv = 2 * 2 * 30 * 192 * depth / 1e6
+    assert whole == pytest.approx(sum(weights_read(SMOLLM2, "Q4_K_M").values()) / 1e6 + kv)
+    assert uncached(whole, 60.0) == {UNCACHED: pytest.approx(whole - 60)}
+    assert uncached(50.0, 60.0) == {UNCACHED: 0}
+    assert uncached(whole, 0.0) == {}
 
 
 def test_what_is_fixed_is_a_model_without_layers() -> None:

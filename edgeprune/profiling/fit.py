@@ -22,6 +22,7 @@ from edgeprune.cost import (
     context_tokens,
     prompt_features,
     ram_features,
+    read_mb,
     repack_features,
     token_features,
 )
@@ -31,6 +32,9 @@ from edgeprune.model.shape import LlamaShape
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 _TYPE_NAMES = {f"{kind} MB" for kind in BLOCKS}
+# A cache is believed in when left-out shapes are predicted this much better with it (root mean
+# square), and its size is sought in so many steps between the least and the most that is read.
+CACHE_GAIN, CACHE_STEPS = 0.7, 24
 # How much the prices of number types are held together. Within one model family their amounts move
 # nearly in step, so that noise alone would give one type everything and the next nothing.
 TYPE_TIE = 0.3
@@ -58,21 +62,47 @@ def fit_cost_model(
         threads: CPU threads that were used.
         metadata_bytes: Kept in the model; profiled files have no tokenizer in theirs.
     """
+    cache_mb = _cache_mb(points, quant, threads)
     prices, worst, error = {}, {}, {}
-    for metric, rows, wanted, scale in _problems(points, quant, threads):
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        amounts = np.array([[row.get(name, 0.0) for name in names] for row in rows])
+    for metric, rows, wanted, scale in _problems(points, quant, threads, cache_mb):
+        names, amounts = _amounts(rows)
         matrix, target = amounts / scale[:, None], wanted / scale
         solution = _solve(matrix, target, names)
         prices[metric] = _named(solution, names, amounts)
         worst[metric] = float(np.abs(matrix @ solution - target).max())
-        error[metric] = _left_out_error(matrix, target, names)
+        # the typical error, times 1.4826 as for a normal distribution's sigma: the one shape of
+        # another vocabulary says little of the others
+        error[metric] = float(1.4826 * np.median(np.abs(_left_out(matrix, target, names))))
     return CostModel(prices=prices, worst_residual=worst, error=error, quant=quant,
-                     threads=threads, metadata_bytes=metadata_bytes)
+                     threads=threads, metadata_bytes=metadata_bytes, cache_mb=cache_mb)
+
+
+def _cache_mb(points: Sequence[Point], quant: str, threads: int) -> float:
+    """Return the size of the cache that predicts left-out shapes best, 0 when none does clearly."""
+    read = [read_mb(p.shape, quant, p.n_prompt, p.n_new) for p in points]
+    token = np.array([p.cost.token_ms for p in points])
+
+    def error(cache_mb: float) -> float:
+        names, amounts = _amounts([_token_features(p, quant, threads, cache_mb) for p in points])
+        return float(np.linalg.norm(_left_out(
+            amounts / token[:, None], np.ones_like(token), names)))
+
+    found = min(np.linspace(min(read), max(read), CACHE_STEPS, endpoint=False), key=error)
+    return float(found) if error(found) < CACHE_GAIN * error(0.0) else 0.0
+
+
+def _amounts(rows: Sequence[Features]) -> tuple[list[str], Matrix]:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return names, np.array([[row.get(name, 0.0) for name in names] for row in rows])
+
+
+def _token_features(point: Point, quant: str, threads: int, cache_mb: float) -> Features:
+    room = context_tokens(point.n_prompt, point.n_new, point.n_ctx)
+    return token_features(point.shape, quant, point.n_prompt, point.n_new, room, threads, cache_mb)
 
 
 def _problems(
-    points: Sequence[Point], quant: str, threads: int
+    points: Sequence[Point], quant: str, threads: int, cache_mb: float
 ) -> Iterator[tuple[str, list[Features], Vector, Vector]]:
     """Yield for each metric the features, what they must add up to, and what errors are shares of.
 
@@ -82,8 +112,7 @@ def _problems(
     ttft, token = cost["ttft_ms"], cost["token_ms"]
     yield "ttft_ms", [prompt_features(p.shape, quant, p.n_prompt) for p in points], ttft, ttft
     rooms = [context_tokens(p.n_prompt, p.n_new, p.n_ctx) for p in points]
-    yield "token_ms", [token_features(p.shape, quant, p.n_prompt, p.n_new, room, threads)
-                       for p, room in zip(points, rooms, strict=True)], token, token
+    yield "token_ms", [_token_features(p, quant, threads, cache_mb) for p in points], token, token
     known = cost["file_bytes"] + cost["kv_cache_bytes"] + cost[REPACKED]
     yield "ram_bytes", [ram_features(p.shape, p.n_prompt, room)
                         for p, room in zip(points, rooms, strict=True)], (
@@ -111,18 +140,13 @@ def _solve(matrix: Matrix, target: Vector, names: Sequence[str]) -> Vector:
     return np.asarray(solution / scale)
 
 
-def _left_out_error(matrix: Matrix, target: Vector, names: Sequence[str]) -> float:
-    """Return the typical error of each shape as predicted by a fit to the others.
-
-    From the median absolute error (times 1.4826, as for a normal distribution's sigma): the one
-    shape of another vocabulary says little of the others.
-    """
+def _left_out(matrix: Matrix, target: Vector, names: Sequence[str]) -> Vector:
+    """Return the error of each shape as predicted by a fit to the others."""
     if len(target) < 3:
-        return float(np.abs(matrix @ _solve(matrix, target, names) - target).max())
+        return np.asarray(matrix @ _solve(matrix, target, names) - target)
     kept = ~np.eye(len(target), dtype=bool)
-    errors = [matrix[i] @ _solve(matrix[keep], target[keep], names) - target[i]
-              for i, keep in enumerate(kept)]
-    return float(1.4826 * np.median(np.abs(errors)))
+    return np.array([matrix[i] @ _solve(matrix[keep], target[keep], names) - target[i]
+                     for i, keep in enumerate(kept)])
 
 
 def _named(solution: Vector, names: Sequence[str], amounts: Matrix) -> Features:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeprune.cost import METRICS, REPACKED, CostModel
+from edgeprune.cost import METRICS, REPACKED, UNCACHED, CostModel
 from edgeprune.model.shape import LlamaShape
 from edgeprune.profiling.design import Pace, design
 from edgeprune.profiling.fit import Point, fit_cost_model
@@ -53,6 +53,26 @@ def test_noise_shows_as_an_error_to_expect_and_no_price_is_negative() -> None:
     # so that a smaller shape never costs more
     smaller = SMOLLM2.replace(num_hidden_layers=29)
     assert fitted.predict(smaller, 32, 100).token_ms <= fitted.predict(SMOLLM2, 32, 100).token_ms
+
+
+def test_a_cache_that_holds_the_smaller_shapes_is_found() -> None:
+    plain = machine()
+    prices = {**plain.prices, "token_ms": {**plain.prices["token_ms"], UNCACHED: 0.1}}
+    true = plain.model_copy(update={"cache_mb": 60.0, "prices": prices})
+    fitted = fit_cost_model(points_of(true), "Q4_K_M", 2, 1000)
+    assert fitted.cache_mb == pytest.approx(60, abs=6)
+    for layers in (9, 18, 27):
+        shape = SMOLLM2.replace(num_hidden_layers=layers, intermediate_size=1280)
+        assert fitted.predict(shape, 64, 48).token_ms == pytest.approx(
+            true.predict(shape, 64, 48).token_ms, rel=0.04)
+
+
+def test_noise_is_no_cache() -> None:
+    rng = np.random.default_rng(2)
+    noisy = [Point(p.shape, p.n_prompt, p.n_new,
+                   p.cost.scaled({"token_ms": float(rng.normal(1, 0.02))}))
+             for p in points_of(machine())]
+    assert fit_cost_model(noisy, "Q4_K_M", 2, 1000).cache_mb == 0
 
 
 def test_the_types_that_a_cpu_keeps_twice_are_learnt() -> None:
