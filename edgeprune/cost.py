@@ -6,8 +6,8 @@ measured shapes; it holds for shapes of the same hidden size and head_dim.
 What is counted, and what its price is fitted to, none of them negative (times in ms):
 
 - a further token (decoding): 1; layers; MB of weights read, by number type, the output head apart;
-  attention, which grows with the tokens before it (`keys_looked_at`); MB of weights, keys and
-  values that the CPU's caches do not keep until the next token;
+  attention, which grows with the tokens before it (`keys_looked_at`); of the MB of weights, keys
+  and values, those that the CPU's caches cannot keep, and those that they must first take in;
 - the first token (the prompt): batches of `UBATCH` tokens; layers of them; MB of weights read once
   for each; tokens times layers; tokens times MB, by type; MB for each token that is left over from
   whole fours; attention; the output head once;
@@ -34,7 +34,6 @@ REPACKED = "repacked_bytes"
 # the threads share the tokens of each head, where before they share the heads.
 UBATCH, KV_STEP, SPLIT_KV = 512, 256, 512
 OTHER = "other MB"  # price of a number type that no measured shape had
-UNCACHED = "uncached MB"
 Features = dict[str, float]
 
 
@@ -159,9 +158,10 @@ def token_features(
     """Return what the time of a further token is linear in, as a mean over a request's."""
     heads = _busiest_heads(shape.num_attention_heads, n_prompt, n_new, n_ctx, threads)
     attention = shape.num_hidden_layers * shape.head_dim * heads / 1e6
-    read = {f"{name} MB": size / 1e6 for name, size in weights_read(shape, quant).items()}
-    return {"token": 1.0, "layer": float(shape.num_hidden_layers), "attention": attention, **read,
-            **uncached(read_mb(shape, quant, n_prompt, n_new), cache_mb)}
+    read = read_mb(shape, quant, n_prompt, n_new)
+    return {"token": 1.0, "layer": float(shape.num_hidden_layers), "attention": attention,
+            **{f"{name} MB": size / 1e6 for name, size in weights_read(shape, quant).items()},
+            **uncached(read, cache_mb), **warming(read, cache_mb, n_new)}
 
 
 def read_mb(shape: LlamaShape, quant: str, n_prompt: int, n_new: int) -> float:
@@ -175,11 +175,17 @@ def uncached(mb: float, cache_mb: float) -> Features:
     """Return what of the MB read for each token is not found in a cache of this size.
 
     All is, up to the size; what goes beyond it comes from memory each time. (A cache that evicts
-    the longest unused line would miss everything there; those of real CPUs do not. Measured on a
-    Xeon: 0.05 ms for each MB of a 47 MB model, 0.13 ms of a 103 MB one; with this, the median
-    error of unseen shapes fell from 12 % to 3 %.)
+    the longest unused line would miss everything there; those of real CPUs do not.)
     """
-    return {UNCACHED: max(0.0, mb - cache_mb)} if cache_mb else {}
+    return {"uncached MB": max(0.0, mb - cache_mb)} if cache_mb else {}
+
+
+def warming(mb: float, cache_mb: float, n_new: int) -> Features:
+    """Return the MB that the first tokens of a reply bring into the cache, a mean over them all.
+
+    Another model's request, or the prompt, has been there before.
+    """
+    return {"warming MB": min(mb, cache_mb) / max(1, n_new - 1)} if cache_mb else {}
 
 
 @lru_cache(maxsize=4096)

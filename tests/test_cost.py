@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from edgeprune.cost import (
     METRICS,
-    UNCACHED,
     Cost,
     CostModel,
     context_tokens,
@@ -19,6 +18,7 @@ from edgeprune.cost import (
     repack_features,
     token_features,
     uncached,
+    warming,
 )
 from edgeprune.model.layout import file_bytes
 from edgeprune.model.quantization import FORMATS, HEAD, tensor_types, weights_read
@@ -151,9 +151,14 @@ def test_only_what_a_cache_cannot_keep_is_read_from_memory() -> None:
     whole, depth = read_mb(SMOLLM2, "Q4_K_M", 32, 32), 48
     kv = 2 * 2 * 30 * 192 * depth / 1e6
     assert whole == pytest.approx(sum(weights_read(SMOLLM2, "Q4_K_M").values()) / 1e6 + kv)
-    assert uncached(whole, 60.0) == {UNCACHED: pytest.approx(whole - 60)}
-    assert uncached(50.0, 60.0) == {UNCACHED: 0}
-    assert uncached(whole, 0.0) == {}
+    assert uncached(whole, 60.0) == {"uncached MB": pytest.approx(whole - 60)}
+    assert uncached(50.0, 60.0) == {"uncached MB": 0}
+    assert uncached(whole, 0.0) == warming(whole, 0.0, 32) == {}
+
+
+def test_the_first_tokens_of_a_reply_fill_the_cache() -> None:
+    assert warming(100.0, 60.0, 31) == {"warming MB": 2}
+    assert warming(30.0, 60.0, 31) == {"warming MB": 1}
 
 
 def test_what_is_fixed_is_a_model_without_layers() -> None:

@@ -49,13 +49,15 @@ def design(shape: LlamaShape, quant: str, pace: Pace) -> list[DesignPoint]:
 
     Depth, KV groups, query heads in groups, FFN, vocabulary and context each move, and the costs
     that grow with the context do so at several depths and widths. Some prompts are no whole fours
-    of tokens, which kernels take at once.
+    of tokens, which kernels take at once; their replies are longer, which tells what only the first
+    tokens of a reply cost.
     """
     whole = reference_shape(shape, quant)
     depths = [max(1, whole.num_hidden_layers // n) for n in (1, 2, 4)]
     deep, half, shallow = (whole.replace(num_hidden_layers=depth) for depth in depths)
-    short, odd, long = (Workload(n_prompt=n, n_new=pace.n_new)
-                        for n in (pace.n_short, pace.n_short + 3, pace.n_long))
+    short, odd, long = (Workload(n_prompt=n_prompt, n_new=n_new) for n_prompt, n_new in (
+        (pace.n_short, pace.n_new), (pace.n_short + 3, 3 * pace.n_new),
+        (pace.n_long, pace.n_new)))
     groups, queries = shape.num_key_value_heads, shape.queries_per_group
     points = [(deep, short), (half, odd), (shallow, short), (deep, long), (half, long)]
     if groups > 1:

@@ -34,7 +34,7 @@ Matrix = NDArray[np.float64]
 _TYPE_NAMES = {f"{kind} MB" for kind in BLOCKS}
 # A cache is believed in when left-out shapes are predicted this much better with it (root mean
 # square), and its size is sought in so many steps between the least and the most that is read.
-CACHE_GAIN, CACHE_STEPS = 0.7, 24
+CACHE_GAIN, CACHE_STEPS = 0.5, 24
 # How much the prices of number types are held together. Within one model family their amounts move
 # nearly in step, so that noise alone would give one type everything and the next nothing.
 TYPE_TIE = 0.3
