@@ -57,7 +57,8 @@ def test_noise_shows_as_an_error_to_expect_and_no_price_is_negative() -> None:
 
 def test_a_cache_that_holds_the_smaller_shapes_is_found() -> None:
     plain = machine()
-    prices = {**plain.prices, "token_ms": {**plain.prices["token_ms"], "uncached MB": 0.1, "warming MB": 0.2}}
+    token_ms = {**plain.prices["token_ms"], "uncached MB": 0.1, "warming MB": 0.2}
+    prices = {**plain.prices, "token_ms": token_ms}
     true = plain.model_copy(update={"cache_mb": 60.0, "prices": prices})
     fitted = fit_cost_model(points_of(true), "Q4_K_M", 2, 1000)
     assert fitted.cache_mb == pytest.approx(60, abs=6)
