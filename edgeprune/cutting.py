@@ -135,7 +135,7 @@ class Cutting:
                              self._measure)
 
     def _measure(self, path: Path) -> None:
-        measure_statistics(self.checkpoint, self._calibration.fitting, path, self.notify)
+        measure_statistics(self.checkpoint, self._calibration.measuring, path, self.notify)
 
     @cached_property
     def _similarity(self) -> Similarity:

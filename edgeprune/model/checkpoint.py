@@ -62,8 +62,11 @@ class Checkpoint:
         self._check()
 
     def tensor(self, name: str) -> torch.Tensor:
-        """Read one tensor, in the precision that it is stored in."""
-        tensor: torch.Tensor = self._file(name).get_tensor(name)
+        """Read one tensor, in the precision that it is stored in.
+
+        Its file is opened for it alone: a mapping that stays open keeps in RAM all that was read.
+        """
+        tensor: torch.Tensor = _opened(self._files[name]).get_tensor(name)
         return tensor
 
     @property
@@ -83,13 +86,7 @@ class Checkpoint:
     def _file(self, name: str) -> Any:
         path = self._files[name]
         if path not in self._open:
-            try:
-                self._open[path] = safe_open(path, framework="pt", device="cpu")
-            except (SafetensorError, OSError) as error:
-                raise InputError(
-                    f"weight file {path} cannot be read ({error})",
-                    remedy="copy it again: it is truncated or is not safetensors",
-                ) from error
+            self._open[path] = _opened(path)
         return self._open[path]
 
     def _check(self) -> None:
@@ -105,6 +102,16 @@ class Checkpoint:
                     got=found,
                     remedy="config and weights belong to different models",
                 )
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"weight file {path} cannot be read ({error})",
+            remedy="copy it again: it is truncated or is not safetensors",
+        ) from error
 
 
 def write_checkpoint(
@@ -186,11 +193,4 @@ def _index(path: Path) -> dict[str, Path]:
             remedy="only safetensors weights are read (pickled .bin files never are): save the "
             "model again with save_pretrained",
         )
-    try:
-        with safe_open(single, framework="pt") as file:
-            return dict.fromkeys(file.keys(), single)
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"weight file {single} cannot be read ({error})",
-            remedy="copy it again: it is truncated or is not safetensors",
-        ) from error
+    return dict.fromkeys(_opened(single).keys(), single)

@@ -35,8 +35,8 @@ class Effort(StrEnum):
 
     @property
     def fitting(self) -> Windows:
-        """What statistics are taken of and weights are fitted to."""
-        return Windows({"low": 8, "medium": 24, "high": 96}[self], 512)
+        """What weights are fitted to. (SmolLM2 with half its FFN: 24 windows lost 0.49, 96 0.43.)"""
+        return Windows({"low": 24, "medium": 72, "high": 192}[self], 512)
 
     @property
     def scoring(self) -> Windows:
@@ -75,12 +75,17 @@ class Calibration(NamedTuple):
     """Token ids of calibration text, two parts of it that share nothing.
 
     Attributes:
-        fitting: What statistics are taken of and weights are fitted to, `(b, t)`.
+        fitting: What weights are fitted to, `(b, t)`.
         scoring: What the loss of each candidate is taken of, `(b, t)`.
     """
 
     fitting: Tensor
     scoring: Tensor
+
+    @property
+    def measuring(self) -> Tensor:
+        """What statistics are taken of, `(b, t)`: every third window that weights are fitted to."""
+        return self.fitting[::3]
 
 
 def calibrate_on(text: str, tokenizer: Path, effort: Effort) -> Calibration:
