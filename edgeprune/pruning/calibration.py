@@ -35,7 +35,8 @@ class Effort(StrEnum):
 
     @property
     def fitting(self) -> Windows:
-        """What weights are fitted to. (SmolLM2 with half its FFN: 24 windows lost 0.49, 96 0.43.)"""
+        """What weights are fitted to."""
+        # SmolLM2 with half of its FFN: fitted to 24 windows it lost 0.49 nats, to 96 0.43
         return Windows({"low": 24, "medium": 72, "high": 192}[self], 512)
 
     @property
