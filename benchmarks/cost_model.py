@@ -98,6 +98,7 @@ def _report(samples: Sequence[Sample], n_fitted: int, metadata: int, device: Dev
           f"disturbances: {'; '.join(sorted({*samples[0].measurement.disturbances})) or 'none'}")
     print("expected (each fitted shape left out in turn): " + ", ".join(
         f"{name} {model.error[name]:.1%}" for name in ("token_ms", "ttft_ms", "ram_bytes")))
+    print(f"cache found: {model.cache_mb:.0f} MB" if model.cache_mb else "cache found: none")
     rows = [_errors(point, model.predict(point.shape, point.n_prompt, point.n_new), ms)
             for point, ms in zip(points[n_fitted:], latency[n_fitted:], strict=True)]
     names = list(rows[0])

@@ -112,7 +112,8 @@ class Cutting:
 
     @cached_property
     def _calibration_key(self) -> str:
-        return digest(self.model_key, self.text, self.effort)
+        # the windows, not the effort's name: what it stands for may change between versions
+        return digest(self.model_key, self.text, self.effort.fitting, self.effort.scoring)
 
     @property
     def _importance_key(self) -> str:

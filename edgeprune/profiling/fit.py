@@ -70,9 +70,7 @@ def fit_cost_model(
         solution = _solve(matrix, target, names)
         prices[metric] = _named(solution, names, amounts)
         worst[metric] = float(np.abs(matrix @ solution - target).max())
-        # the typical error, times 1.4826 as for a normal distribution's sigma: the one shape of
-        # another vocabulary says little of the others
-        error[metric] = float(1.4826 * np.median(np.abs(_left_out(matrix, target, names))))
+        error[metric] = _typical(_left_out(matrix, target, names))
     return CostModel(prices=prices, worst_residual=worst, error=error, quant=quant,
                      threads=threads, metadata_bytes=metadata_bytes, cache_mb=cache_mb)
 
@@ -147,6 +145,15 @@ def _left_out(matrix: Matrix, target: Vector, names: Sequence[str]) -> Vector:
     kept = ~np.eye(len(target), dtype=bool)
     return np.array([matrix[i] @ _solve(matrix[keep], target[keep], names) - target[i]
                      for i, keep in enumerate(kept)])
+
+
+def _typical(errors: Vector) -> float:
+    """Return the median absolute error times 1.4826, as for a normal distribution's sigma.
+
+    The one shape of another vocabulary says little of the others. Of one or two, the largest.
+    """
+    absolute = np.abs(errors)
+    return float(absolute.max() if len(absolute) < 3 else 1.4826 * np.median(absolute))
 
 
 def _named(solution: Vector, names: Sequence[str], amounts: Matrix) -> Features:

@@ -42,6 +42,24 @@ def test_a_copy_in_shards_has_the_same_weights_and_loads(
     assert torch.equal(hf_logits(target, tokens), hf_logits(model, tokens))
 
 
+def test_weights_that_were_read_do_not_stay_in_ram(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(make_tiny(tmp_path / "wide", vocab_size=2**18))
+    name = "model.embed_tokens.weight"
+    before = _mapped_kb()
+    tensor = checkpoint.tensor(name)
+    size_kb = tensor.nbytes // 1024
+    assert torch.isfinite(tensor).all()  # touches all of it
+    assert _mapped_kb() - before > size_kb // 2  # mapped while it is used
+    del tensor
+    assert _mapped_kb() - before < size_kb // 4
+
+
+def _mapped_kb() -> int:
+    """Return how much of this process's resident memory are files."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssFile:"))
+
+
 def test_sharded_checkpoints_of_transformers_are_read(model: Path, tmp_path: Path) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(model)
     loaded.save_pretrained(tmp_path / "sharded", max_shard_size="50KB")
