@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -151,8 +154,13 @@ def test_only_what_a_cache_cannot_keep_is_read_from_memory() -> None:
     whole, depth = read_mb(SMOLLM2, "Q4_K_M", 32, 32), 48
     kv = 2 * 2 * 30 * 192 * depth / 1e6
     assert whole == pytest.approx(sum(weights_read(SMOLLM2, "Q4_K_M").values()) / 1e6 + kv)
-    assert uncached(whole, 60.0) == {"uncached MB": pytest.approx(whole - 60)}
-    assert uncached(50.0, 60.0) == {"uncached MB": 0}
+    # far beyond the size all that exceeds it, far below nothing, at the size some
+    assert uncached(150.0, 60.0) == {"uncached MB": pytest.approx(90, rel=1e-4)}
+    assert uncached(10.0, 60.0)["uncached MB"] < 0.02
+    assert uncached(60.0, 60.0) == {"uncached MB": pytest.approx(60 / 8 * math.log(2))}
+    sizes = np.random.default_rng(0).logistic(60, 60 / 8, 100_000)
+    expected = float(np.maximum(0, whole - sizes).mean())
+    assert uncached(whole, 60.0) == {"uncached MB": pytest.approx(expected, rel=0.01)}
     assert uncached(whole, 0.0) == warming(whole, 0.0, 32) == {}
 
 
