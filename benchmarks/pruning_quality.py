@@ -135,8 +135,8 @@ def evaluate(pruned: Checkpoint, unpruned: Checkpoint, tokenizer: Path) -> dict[
         for layer in range(checkpoint.shape.num_hidden_layers):
             weights = forward.load_layer(checkpoint, layer)
             x = forward.run_layer(x, weights, checkpoint.shape, rope)
-        ends.append(x)
-    dense, found = forward.losses(ends, ends[0], tokens, unpruned)
+        ends.append(forward.Output(x, forward.output_head(checkpoint)))
+    dense, found = forward.losses(ends, ends[0], tokens)
     return {"dense": math.exp(dense.nats), "perplexity": math.exp(found.nats),
             "increase": found.nats - dense.nats, "kl": found.divergence}
 

@@ -62,7 +62,7 @@ BudgetText = Annotated[str, typer.Option("--budget", "-b", help=(
     "A path ending in .toml: a file with such text as `budget`."))]
 StrategyName = Annotated[str, typer.Option("--strategy", help=(
     "Who chooses what is cut: 'edgeprune' (layers, heads and FFN jointly, repaired), or as "
-    "published: shortgpt, sleb, replaceme, uniform, flap, llm-pruner."))]
+    "published: shortgpt, sleb, replaceme, uniform, flap, llm-pruner, llm-pruner-channel."))]
 ImportanceName = Annotated[str | None, typer.Option("--importance", help=(
     "What decides which heads and channels a layer keeps, other than the strategy's own: obs, "
     "energy, wanda, magnitude, taylor, fisher, fluctuation, random."))]

@@ -35,7 +35,7 @@ REPACKED = "repacked_bytes"
 # the agent asks for); the KV cache is looked at in steps of KV_STEP tokens, and from SPLIT_KV on
 # the threads share the tokens of each head, where before they share the heads.
 UBATCH, KV_STEP, SPLIT_KV = 512, 256, 512
-# Scale of the logistic distribution of what a cache of 1 MB keeps: on a shared Xeon, from 1/8 to 3/20
+# Scale of the logistic distribution of what a cache of 1 MB keeps: on a shared Xeon, 1/8 to 3/20
 # predict left-out shapes best (errors a fifth smaller than with a sharp size).
 CACHE_SPREAD = 1 / 8
 OTHER = "other MB"  # price of a number type that no measured shape had

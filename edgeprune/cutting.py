@@ -15,7 +15,14 @@ from pathlib import Path
 
 from edgeprune.errors import InputError
 from edgeprune.model.checkpoint import Checkpoint
-from edgeprune.model.cuts import Cuts, Kept, LayerImportance, kept_in_layer, kept_layers
+from edgeprune.model.cuts import (
+    Cuts,
+    Kept,
+    LayerImportance,
+    kept_hidden,
+    kept_in_layer,
+    kept_layers,
+)
 from edgeprune.planning.demand import Demand
 from edgeprune.planning.greedy import Plan
 from edgeprune.planning.recipes import Planner, follow
@@ -23,6 +30,7 @@ from edgeprune.pruning import forward
 from edgeprune.pruning.calibration import Calibration, Effort, calibrate_on
 from edgeprune.pruning.compress import repaired_layers
 from edgeprune.pruning.gradients import Gradients, layer_gradients
+from edgeprune.pruning.hidden import HiddenImportance, hidden_importance
 from edgeprune.pruning.importance import Importance, layer_importance
 from edgeprune.pruning.narrowing import Narrowing
 from edgeprune.pruning.published import biased_layers, mapped_layers
@@ -67,7 +75,8 @@ class Cutting:
         """Identify the checkpoint that cuts lead to."""
         if cuts == Cuts():
             return digest(self.model_key, cuts)
-        if not cuts.narrows_layers and self.strategy.repair is Repair.NONE:
+        chooses = cuts.narrows_layers or cuts.hidden_channels > 0
+        if not chooses and self.strategy.repair is Repair.NONE:
             return digest(self.model_key, cuts)
         return digest(self._importance_key, self.strategy.repair, cuts)
 
@@ -89,7 +98,9 @@ class Cutting:
     def write(self, cuts: Cuts, directory: Path) -> None:
         """Cut the weights, repair what is left, write the checkpoint."""
         biased = self.strategy.repair is Repair.BIAS and cuts.narrows_layers
-        write_pruned(self.checkpoint, cuts, self._layers(cuts), directory, biased=biased)
+        hidden = kept_hidden(self._hidden.channels, cuts) if cuts.hidden_channels else None
+        write_pruned(self.checkpoint, cuts, self._layers(cuts), directory, biased=biased,
+                     hidden=hidden)
 
     # --- how it is done --------------------------------------------------------------------------
 
@@ -147,6 +158,13 @@ class Cutting:
         return self.run.record("importance", self._importance_key, "importance.json", Importance,
                                self._weigh)
 
+    @cached_property
+    def _hidden(self) -> HiddenImportance:
+        return self.run.record(
+            "hidden", self._importance_key, "hidden.json", HiddenImportance,
+            lambda: hidden_importance(self.checkpoint, self.strategy.criterion,
+                                      self._calibration.scoring, self.notify))
+
     def _weigh(self) -> Importance:
         criterion, shape = self.strategy.criterion, self.checkpoint.shape
         layers: Iterable[tuple[int, Gradients | None]] = (
@@ -174,6 +192,7 @@ class Cutting:
     def _scorer(self) -> LossScorer:
         repaired = self.strategy.repair is Repair.LEAST_SQUARES
         narrowing = Narrowing(self.checkpoint.shape, lambda layer: self._importance.layers[layer],
+                              lambda: self._hidden.channels,
                               self._statistics if repaired else None)
         known = Losses(self.run.path / "sensitivity.jsonl", self._scoring_key)
         return LossScorer(self.checkpoint, self._calibration.scoring, narrowing, known,

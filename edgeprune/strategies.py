@@ -62,7 +62,11 @@ STRATEGIES = {strategy.name: strategy for strategy in (
              criterion=Criterion(method=Method.FLUCTUATION), repair=Repair.BIAS,
              source="heads and channels of the least fluctuation, with biases; arXiv:2312.11983"),
     Strategy(name="llm-pruner", planner=Planner.PROPORTIONAL, criterion=_TAYLOR,
-             repair=Repair.NONE, source="heads and channels by Taylor; arXiv:2305.11627"),
+             repair=Repair.NONE,
+             source="heads and channels by Taylor, block-wise; arXiv:2305.11627"),
+    Strategy(name="llm-pruner-channel", planner=Planner.HIDDEN, criterion=_TAYLOR,
+             repair=Repair.NONE,
+             source="hidden channels of the whole model by Taylor, channel-wise; the same"),
 )}
 
 
@@ -88,5 +92,11 @@ def strategy_of(name: str, *, importance: str | None = None, repair: bool = True
         if importance not in set(Method):
             raise UsageError("no such importance", got=importance,
                              remedy=f"one of {', '.join(Method)}")
-        changes["criterion"] = Criterion(method=Method(importance))
+        criterion = Criterion(method=Method(importance))
+        if STRATEGIES[name].planner is Planner.HIDDEN and criterion.needs_statistics:
+            raise UsageError(
+                f"strategy {name} cuts hidden channels, of which this importance says nothing",
+                got=importance, remedy="one of " + ", ".join(
+                    method for method in Method if not Criterion(method=method).needs_statistics))
+        changes["criterion"] = criterion
     return STRATEGIES[name].model_copy(update=changes)

@@ -16,6 +16,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from edgeprune.model.checkpoint import Checkpoint
+from edgeprune.model.cuts import Cuts
 from edgeprune.records import Verdict
 from tests.conftest import Cli, cli_argv
 from tests.test_cli import assert_one_line
@@ -210,7 +211,7 @@ def test_a_plan_is_made_without_building_anything(cli: Cli, small: Path, tmp_pat
     for part in ("exact planner (HiGHS)", "gap", "predicted, not measured", "decode"):
         assert part in done.stdout
     made = json.loads((tmp_path / "runs/r/plan.json").read_text())
-    assert made["cuts"] != {"layers": [], "kv_groups": 0, "query_heads": 0, "ffn_channels": 0}
+    assert made["cuts"] != json.loads(Cuts().model_dump_json())
     assert not (tmp_path / "runs/r/model").exists()
     assert json.loads(cli(*arguments, "--json").stdout)["plan"] == made
     assert_one_line(cli(*arguments[:-4], "--threads", "0"), 2, "CPUs", "auto")

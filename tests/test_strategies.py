@@ -61,8 +61,8 @@ def test_every_recipe_holds_the_budget_and_its_checkpoint_runs(
     assert violation(demand.budget.values(plan.cost), demand.limits) == 0
     cutting.write(plan.cuts, tmp_path / "out")
     pruned = Checkpoint(tmp_path / "out")
-    assert pruned.shape.num_hidden_layers == plan.shape.num_hidden_layers
-    assert pruned.shape.intermediate_size == plan.shape.intermediate_size
+    for size in ("num_hidden_layers", "intermediate_size", "hidden_size", "num_attention_heads"):
+        assert getattr(pruned.shape, size) == getattr(plan.shape, size)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     made = model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=4, do_sample=False,
                           eos_token_id=None, pad_token_id=0)
@@ -99,6 +99,8 @@ def test_names_that_are_not_known_are_refused_with_those_that_are() -> None:
         strategy_of("best")
     with pytest.raises(UsageError, match=r"no such importance.*'size'.*fluctuation"):
         strategy_of("edgeprune", importance="size")
+    with pytest.raises(UsageError, match=r"hidden channels.*'obs'.*one of magnitude, taylor"):
+        strategy_of("llm-pruner-channel", importance="obs")
     with pytest.raises(UsageError, match=r"no such effort.*'utmost'.*low, medium, high"):
         effort_of("utmost")
 

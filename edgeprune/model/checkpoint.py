@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -132,32 +132,39 @@ def write_checkpoint(
         shard_bytes: Largest size of one weight file, except that a tensor is never split.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    shards: list[list[str]] = []
-    total_bytes = 0
-    for names, shard in _shards(tensors, shard_bytes):
-        save_file(shard, directory / f"shard-{len(shards)}", metadata={"format": "pt"})
-        total_bytes += sum(tensor.nbytes for tensor in shard.values())
-        shards.append(names)
-    _name_shards(directory, shards, total_bytes)
+    _name_shards(directory, *_write_shards(directory, tensors, shard_bytes))
     for name in COMPANIONS:
         if companions is not None and (companions / name).is_file():
             shutil.copyfile(companions / name, directory / name)
     write_text(directory / "config.json", json.dumps(config, indent=2) + "\n")
 
 
-def _shards(
-    tensors: Iterable[tuple[str, torch.Tensor]], shard_bytes: int
-) -> Iterator[tuple[list[str], dict[str, torch.Tensor]]]:
+def _write_shards(
+    directory: Path, tensors: Iterable[tuple[str, torch.Tensor]], shard_bytes: int
+) -> tuple[list[list[str]], int]:
+    """Write the files shard-0, shard-1, ...; return the tensors in each, and the bytes of all."""
+    shards: list[list[str]] = []
     shard: dict[str, torch.Tensor] = {}
-    held = 0
+    held = total_bytes = 0
+
+    def write() -> None:
+        nonlocal held, total_bytes
+        save_file(shard, directory / f"shard-{len(shards)}", metadata={"format": "pt"})
+        shards.append(list(shard))
+        shard.clear()
+        held, total_bytes = 0, total_bytes + held
+
     for name, tensor in tensors:
         if shard and held + tensor.nbytes > shard_bytes:
-            yield list(shard), shard
-            shard, held = {}, 0
+            write()
         shard[name] = tensor.contiguous()
         held += tensor.nbytes
+        del tensor  # or it would be in RAM beside the next one
+        if held >= shard_bytes:
+            write()
     if shard:
-        yield list(shard), shard
+        write()
+    return shards, total_bytes
 
 
 def _name_shards(directory: Path, shards: list[list[str]], total_bytes: int) -> None:

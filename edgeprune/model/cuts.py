@@ -1,10 +1,11 @@
 """Cuts: what is removed from a Llama so that a stock Llama remains. Pure, no torch.
 
-In: a shape and cuts. Out: the shape that is left, and which layers, heads and FFN channels stay.
+In: a shape and cuts. Out: the shape that is left, and which layers, heads and channels stay.
 
-All layers keep the same number of heads and channels; each chooses which. Whole KV groups go with
-their query heads, or the same number of query heads goes from every group, so that
-`num_attention_heads` stays a multiple of `num_key_value_heads`.
+All layers keep the same number of heads and FFN channels; each chooses which. Whole KV groups go
+with their query heads, or the same number of query heads goes from every group, so that
+`num_attention_heads` stays a multiple of `num_key_value_heads`. Hidden channels, which all layers
+read and write, are chosen once for the model.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ class Cuts(Record):
         kv_groups: KV groups removed from every layer, each with its query heads.
         query_heads: Query heads removed from every group that stays.
         ffn_channels: FFN channels removed from every layer.
+        hidden_channels: Channels of the hidden states removed from the model.
     """
 
     layers: tuple[int, ...] = ()
     kv_groups: int = Field(default=0, ge=0)
     query_heads: int = Field(default=0, ge=0)
     ffn_channels: int = Field(default=0, ge=0)
+    hidden_channels: int = Field(default=0, ge=0)
 
     def shape(self, base: LlamaShape) -> LlamaShape:
         """Return the shape that is left of `base`."""
@@ -40,11 +43,12 @@ class Cuts(Record):
             num_key_value_heads=groups,
             num_attention_heads=groups * (base.queries_per_group - self.query_heads),
             intermediate_size=base.intermediate_size - self.ffn_channels,
+            hidden_size=base.hidden_size - self.hidden_channels,
         )
 
     @property
     def narrows_layers(self) -> bool:
-        """True when layers lose heads or channels, and so must choose."""
+        """True when layers lose heads or FFN channels, and so must choose."""
         return max(self.kv_groups, self.query_heads, self.ffn_channels) > 0
 
 
@@ -79,6 +83,11 @@ def kept_in_layer(base: LlamaShape, importance: LayerImportance, cuts: Cuts) -> 
     channels = _best(importance.channels, range(base.intermediate_size),
                      base.intermediate_size - cuts.ffn_channels)
     return Kept(kv_heads=tuple(groups), query_heads=tuple(queries), ffn_channels=tuple(channels))
+
+
+def kept_hidden(importance: Sequence[float], cuts: Cuts) -> tuple[int, ...]:
+    """Choose which hidden channels the model keeps: the most important; of equals the first."""
+    return tuple(_best(importance, range(len(importance)), len(importance) - cuts.hidden_channels))
 
 
 def _best(importance: Sequence[float], candidates: Iterable[int], count: int) -> list[int]:

@@ -41,6 +41,11 @@ class TensorSpec:
     axes: tuple[Axis, ...]
     layer: int | None = None
 
+    @property
+    def within(self) -> str:
+        """Its name within its layer; outside of all layers, its name."""
+        return self.name.removeprefix(f"model.layers.{self.layer}.")
+
     def dims(self, shape: LlamaShape) -> tuple[int, ...]:
         """Return the tensor's dimensions in `shape`."""
         return tuple(axis.size(shape) for axis in self.axes)

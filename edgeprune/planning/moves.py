@@ -133,7 +133,8 @@ def describe_change(old: Cuts, new: Cuts) -> str:
     gone = _layers(set(new.layers) - set(old.layers), "dropped")
     for name, thing, where in (("kv_groups", "KV group", "in every layer"),
                                ("query_heads", "query head", "in every KV group"),
-                               ("ffn_channels", "FFN channel", "in every layer")):
+                               ("ffn_channels", "FFN channel", "in every layer"),
+                               ("hidden_channels", "hidden channel", "in the model")):
         change = getattr(new, name) - getattr(old, name)
         if change < 0:
             back.append(f"{_counted(-change, thing)} back {where}")

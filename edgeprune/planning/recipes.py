@@ -18,7 +18,14 @@ from edgeprune.planning.feasible import check_feasible
 from edgeprune.planning.greedy import Plan, make_plan
 from edgeprune.planning.moves import Kind, describe_change
 from edgeprune.planning.tables import Score
-from edgeprune.planning.widths import KEEP, Widths, least_of, served_ffn, served_heads
+from edgeprune.planning.widths import (
+    KEEP,
+    Widths,
+    least_of,
+    served_ffn,
+    served_heads,
+    served_hidden,
+)
 
 STEPS = 64  # of a ratio from 0 to what is kept at least
 # How much some neighbouring layers turn the hidden states: of the first one's number and the count.
@@ -34,6 +41,7 @@ class Planner(StrEnum):
     SPAN = "one span"
     MIDDLE = "middle layers"
     PROPORTIONAL = "proportional widths"
+    HIDDEN = "hidden channels"
 
 
 def follow(
@@ -76,6 +84,8 @@ def _ways(planner: Planner, base: LlamaShape, influence: Influence) -> Iterable[
     droppable = range(count - least_of(count) + 1)
     if planner is Planner.PROPORTIONAL:
         return (widths.cuts(base) for widths in proportional_widths(base))
+    if planner is Planner.HIDDEN:
+        return (Cuts(hidden_channels=fewer) for fewer in served_hidden(base))
     if planner is Planner.INFLUENCE:
         order = sorted(range(count), key=lambda layer: influence(layer, 1))
         return (Cuts(layers=tuple(sorted(order[:n]))) for n in droppable)

@@ -7,7 +7,7 @@ A K-quant packs 256 weights of a row into a block. Where rows are no whole numbe
 quantizer falls back: Q4_K to Q5_0, Q5_K to Q5_1, Q6_K to Q8_0, and to F16 where they are not even
 a multiple of 32. Those types are larger, and Q5_0 and Q5_1 have no repacked kernels on ARM. The
 rows of down_proj are the FFN's width, those of attn_output `num_attention_heads * head_dim`; all
-others are hidden_size, which no cut changes.
+others are hidden_size, which no plan of ours changes.
 
 A share of everything stays, one in `KEEP`: of the layers, of the KV groups, of the query heads in
 each, of the FFN. A smaller shape could be built, and would be fast; it would not be the user's
@@ -29,24 +29,28 @@ _GRAINS = (K_QUANT_BLOCK, 32, 1)  # rows of K-quants, of the types they fall bac
 
 
 class Widths(NamedTuple):
-    """What every layer keeps: KV groups, query heads in each of them, FFN channels."""
+    """What every layer keeps: KV groups, query heads in each of them, FFN channels.
+
+    `hidden` is by how many channels the hidden states that all layers share are narrower.
+    """
 
     groups: int
     queries: int
     ffn: int
+    hidden: int = 0
 
     def cuts(self, base: LlamaShape, layers: tuple[int, ...] = ()) -> Cuts:
         """Return the cuts that leave these widths and drop `layers`."""
         return Cuts(layers=layers, kv_groups=base.num_key_value_heads - self.groups,
                     query_heads=base.queries_per_group - self.queries,
-                    ffn_channels=base.intermediate_size - self.ffn)
+                    ffn_channels=base.intermediate_size - self.ffn, hidden_channels=self.hidden)
 
 
 def widths_of(base: LlamaShape, cuts: Cuts) -> Widths:
     """Return the widths that cuts leave."""
     return Widths(base.num_key_value_heads - cuts.kv_groups,
                   base.queries_per_group - cuts.query_heads,
-                  base.intermediate_size - cuts.ffn_channels)
+                  base.intermediate_size - cuts.ffn_channels, cuts.hidden_channels)
 
 
 def ffn_step(base: LlamaShape) -> int:
@@ -63,8 +67,17 @@ def served_ffn(base: LlamaShape) -> tuple[int, ...]:
 
 def row_grain(base: LlamaShape) -> int:
     """Return what the rows of attn_output stay a multiple of: the best that the base's are."""
-    row = base.num_attention_heads * base.head_dim
-    return next(grain for grain in _GRAINS if row % grain == 0)
+    return _grain(base.num_attention_heads * base.head_dim)
+
+
+def served_hidden(base: LlamaShape) -> tuple[int, ...]:
+    """Return by how much narrower hidden states are offered: in steps of what the width has.
+
+    Only a published recipe cuts there (LLM-Pruner's channel-wise mode): every weight of the model
+    loses, and prices that were measured at the unpruned width tell less of others.
+    """
+    width, grain = base.hidden_size, _grain(base.hidden_size)
+    return tuple(range(0, width - least_of(width) + 1, grain))
 
 
 def served_heads(base: LlamaShape) -> tuple[tuple[int, int], ...]:
@@ -81,6 +94,10 @@ def served_widths(base: LlamaShape) -> tuple[Widths, ...]:
     return tuple(Widths(g, q, ffn) for (g, q), ffn in product(served_heads(base), served_ffn(base)))
 
 
+def _grain(row: int) -> int:
+    return next(grain for grain in _GRAINS if row % grain == 0)
+
+
 def least_of(number: int) -> int:
     """Return how many of something stay at least."""
     return -(-number // KEEP)
@@ -90,7 +107,8 @@ def shape_of(base: LlamaShape, layers: int, widths: Widths) -> LlamaShape:
     """Return the shape of `layers` layers of these widths."""
     return base.replace(num_hidden_layers=layers, num_key_value_heads=widths.groups,
                         num_attention_heads=widths.groups * widths.queries,
-                        intermediate_size=widths.ffn)
+                        intermediate_size=widths.ffn,
+                        hidden_size=base.hidden_size - widths.hidden)
 
 
 def smallest_shapes(base: LlamaShape) -> tuple[LlamaShape, ...]:

@@ -33,8 +33,7 @@ def load_layer(
     checkpoint: Checkpoint, layer: int, device: torch.device | None = None
 ) -> dict[str, Tensor]:
     """Read the weights of one layer in float32, by their names within the layer."""
-    prefix = f"model.layers.{layer}."
-    return {spec.name.removeprefix(prefix): checkpoint.tensor(spec.name).to(device).float()
+    return {spec.within: checkpoint.tensor(spec.name).to(device).float()
             for spec in layer_specs(checkpoint.shape, layer)}
 
 
@@ -43,10 +42,34 @@ def embed(checkpoint: Checkpoint, tokens: Tensor) -> Tensor:
     return checkpoint.tensor("model.embed_tokens.weight")[tokens].float()
 
 
-def output_head(checkpoint: Checkpoint) -> Tensor:
-    """Return the output head, `(vocab_size, hidden_size)`, float32."""
+class Head(NamedTuple):
+    """What makes logits of the last hidden states.
+
+    Attributes:
+        norm: Weight of the final norm, `(hidden_size,)`.
+        projection: Output head, `(vocab_size, hidden_size)`.
+        eps: Of the norm.
+    """
+
+    norm: Tensor
+    projection: Tensor
+    eps: float
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return `(..., vocab_size)` of hidden states `(..., hidden_size)`."""
+        return F.linear(rms_norm(x, self.norm, self.eps), self.projection)
+
+    def keeping(self, hidden: Tensor) -> Head:
+        """Return the head of a model that keeps only some hidden channels."""
+        return Head(self.norm[hidden], self.projection[:, hidden], self.eps)
+
+
+def output_head(checkpoint: Checkpoint, device: torch.device | None = None) -> Head:
+    """Read the final norm and the output head, float32."""
     tied = checkpoint.shape.tie_word_embeddings
-    return checkpoint.tensor("model.embed_tokens.weight" if tied else "lm_head.weight").float()
+    name = "model.embed_tokens.weight" if tied else "lm_head.weight"
+    return Head(checkpoint.tensor("model.norm.weight").to(device).float(),
+                checkpoint.tensor(name).to(device).float(), checkpoint.shape.rms_norm_eps)
 
 
 def rope_tables(
@@ -117,6 +140,22 @@ def project_down(channels: Tensor, weights: Weights) -> Tensor:
     return F.linear(channels, weights["mlp.down_proj.weight"], weights.get("mlp.down_proj.bias"))
 
 
+class Output(NamedTuple):
+    """What a model's layers make of text, and what makes logits of that.
+
+    Attributes:
+        states: Hidden states after the last layer, `(b, t, hidden_size)`.
+        head: The model's own.
+    """
+
+    states: Tensor
+    head: Head
+
+    def logits(self, i: int) -> Tensor:
+        """Return what sequence `i` predicts of its tokens but the first, `(t - 1, vocab_size)`."""
+        return self.head.logits(self.states[i, :-1])
+
+
 class Loss(NamedTuple):
     """What a model loses on text, means over the tokens that are predicted.
 
@@ -130,29 +169,22 @@ class Loss(NamedTuple):
 
 
 def losses(
-    outputs: Sequence[Tensor], unpruned: Tensor, tokens: Tensor, checkpoint: Checkpoint
+    outputs: Sequence[Output], unpruned: Output, tokens: Tensor
 ) -> list[Loss]:
     """Return what several pruned models lose.
 
     Args:
-        outputs: Hidden states after the last layer of each, `(b, t, h)`.
-        unpruned: Those of the unpruned model, `(b, t, h)`.
+        outputs: What each puts out.
+        unpruned: What the unpruned model puts out.
         tokens: Token ids, `(b, t)`.
-        checkpoint: Whose final norm and output head are used.
     """
-    norm = checkpoint.tensor("model.norm.weight").to(unpruned)
-    head = output_head(checkpoint).to(unpruned)
-
-    def logits_of(states: Tensor) -> Tensor:
-        return F.linear(rms_norm(states[:-1], norm, checkpoint.shape.rms_norm_eps), head)
-
     totals = [[0.0, 0.0] for _ in outputs]
-    for i, ids in enumerate(tokens.to(unpruned.device)):  # logits of one sequence at a time
-        reference = logits_of(unpruned[i]).log_softmax(-1)
+    for i, ids in enumerate(tokens.to(unpruned.states.device)):  # logits of one sequence at a time
+        reference = unpruned.logits(i).log_softmax(-1)
         p = reference.exp()
         certainty = float((p * reference).sum())
-        for total, states in zip(totals, outputs, strict=True):
-            logits = logits_of(states[i])
+        for total, output in zip(totals, outputs, strict=True):
+            logits = output.logits(i)
             scale = float(logits.logsumexp(-1).sum())  # log q is logits less this: one pass fewer
             total[0] += scale - float(logits.gather(1, ids[1:, None]).sum())
             total[1] += certainty + scale - float(torch.dot(p.flatten(), logits.flatten()))

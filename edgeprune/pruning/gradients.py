@@ -8,7 +8,7 @@ checkpointing, arXiv:1604.06174).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,6 +17,9 @@ from torch import Tensor
 
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.pruning import forward
+
+# The tensors outside the layers, the embedding first.
+OUTER = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
 
 
 class Gradients(NamedTuple):
@@ -33,7 +36,8 @@ class Gradients(NamedTuple):
 
 
 def layer_gradients(
-    checkpoint: Checkpoint, tokens: Tensor, notify: Callable[[str], None] = lambda _: None
+    checkpoint: Checkpoint, tokens: Tensor, notify: Callable[[str], None] = lambda _: None, *,
+    outer: bool = False,
 ) -> Iterator[tuple[int, Gradients]]:
     """Yield each layer's number and gradients, from the last layer to the first.
 
@@ -41,14 +45,22 @@ def layer_gradients(
         checkpoint: The model.
         tokens: Calibration token ids, `(b, t)`.
         notify: Told how far the pass is.
+        outer: Begin with what comes after all layers (`OUTER` but its first, by full names; number
+            `num_hidden_layers`) and end with the embedding (number -1). Of a tied one the
+            gradients as embedding and as head are apart.
     """
     layers = checkpoint.shape.num_hidden_layers
     states = _states(checkpoint, tokens, notify)
-    wanted = _loss_gradients(checkpoint, tokens, states.pop())
+    wanted, after = _loss_gradients(checkpoint, tokens, states.pop(), outer=outer)
+    if outer:
+        yield layers, after
+    del after
     for layer in reversed(range(layers)):
         notify(f"gradients: layer {layer + 1} of {layers}")
         gradients, wanted = _backward(checkpoint, layer, states.pop(), wanted)
         yield layer, gradients
+    if outer:
+        yield -1, _embedding_gradients(checkpoint, tokens, wanted)
 
 
 @torch.no_grad()
@@ -70,28 +82,35 @@ def _states(
         return states
 
 
-def _loss_gradients(checkpoint: Checkpoint, tokens: Tensor, states: Tensor) -> Tensor:
+def _loss_gradients(
+    checkpoint: Checkpoint, tokens: Tensor, states: Tensor, *, outer: bool
+) -> tuple[Tensor, Gradients]:
     """Differentiate each sequence's mean loss by its hidden states after the last layer.
 
     Args:
         checkpoint: The model.
         tokens: `(b, t)`.
         states: `(b, t, h)`.
+        outer: Differentiate by the final norm and the output head too.
 
     Returns:
-        `(b, t, h)`.
+        `(b, t, h)`, and the gradients of the two if they are wanted.
     """
     with torch.inference_mode(mode=False), torch.enable_grad():
         where = forward.compute_device()
-        norm = checkpoint.tensor("model.norm.weight").float().to(where)
-        head = forward.output_head(checkpoint).to(where)
+        head = forward.output_head(checkpoint, where)
+        weights = (dict(zip(OUTER[1:], (head.norm.requires_grad_(),
+                                        head.projection.requires_grad_()), strict=True))
+                   if outer else {})
+        sums = _Sums(weights, len(states))
         gradients = []
         for ids, state in zip(tokens, states, strict=True):  # one sequence's logits
             x = state.detach().to(where).requires_grad_()
-            y = forward.rms_norm(x, norm, checkpoint.shape.rms_norm_eps)
-            loss = F.cross_entropy(F.linear(y[:-1], head), ids[1:].to(where))
-            gradients.extend(torch.autograd.grad(loss, x))
-        return torch.stack(gradients).cpu()
+            loss = F.cross_entropy(head.logits(x[:-1]), ids[1:].to(where))
+            of_states, *of_weights = torch.autograd.grad(loss, [x, *weights.values()])
+            gradients.append(of_states)
+            sums.add(of_weights)
+        return torch.stack(gradients).cpu(), sums.found()
 
 
 def _backward(
@@ -113,9 +132,7 @@ def _backward(
         rope = forward.rope_tables(checkpoint.shape, states.shape[1], where)
         weights = {name: weight.requires_grad_()
                    for name, weight in forward.load_layer(checkpoint, layer, where).items()}
-        first = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-        squared = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-        share = 1 / len(states)  # of a sequence: all are equally long
+        sums = _Sums(weights, len(states))
         before = []
         for state, after in zip(states.split(1), wanted.split(1), strict=True):
             x = state.detach().to(where).requires_grad_()
@@ -123,8 +140,34 @@ def _backward(
             of_states, *of_weights = torch.autograd.grad(
                 y, [x, *weights.values()], after.to(where))
             before.append(of_states.cpu())
-            for name, gradient in zip(weights, of_weights, strict=True):
-                first[name].add_(gradient, alpha=share)
-                squared[name].addcmul_(gradient, gradient, value=share)
-        found = ({name: g.cpu() for name, g in part.items()} for part in (first, squared))
-        return Gradients(*found), torch.cat(before)
+            sums.add(of_weights)
+        return sums.found(), torch.cat(before)
+
+
+@torch.no_grad()
+def _embedding_gradients(checkpoint: Checkpoint, tokens: Tensor, wanted: Tensor) -> Gradients:
+    """Return the gradients by the embedding, of those by its output, `(b, t, h)`."""
+    weight = torch.empty(checkpoint.dims(OUTER[0]))
+    sums = _Sums({OUTER[0]: weight}, len(tokens))
+    for ids, after in zip(tokens, wanted, strict=True):
+        sums.add([torch.zeros_like(weight).index_add_(0, ids, after)])
+    return sums.found()
+
+
+class _Sums:
+    """Gradients of weights, summed up sequence by sequence."""
+
+    def __init__(self, weights: Mapping[str, Tensor], n_sequences: int) -> None:
+        self._first, self._squared = (
+            {name: torch.zeros_like(weight) for name, weight in weights.items()} for _ in range(2))
+        self._share = 1 / n_sequences  # all are equally long
+
+    def add(self, gradients: Sequence[Tensor]) -> None:
+        """Take in the gradients of one sequence's loss, in the order of the weights."""
+        for name, gradient in zip(self._first, gradients, strict=True):
+            self._first[name].add_(gradient, alpha=self._share)
+            self._squared[name].addcmul_(gradient, gradient, value=self._share)
+
+    def found(self) -> Gradients:
+        return Gradients(*({name: g.cpu() for name, g in part.items()}
+                           for part in (self._first, self._squared)))

@@ -12,7 +12,7 @@ that the group's importance, the sum of its heads', counts them once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Literal
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from edgeprune.model.cuts import LayerImportance
 from edgeprune.model.shape import LlamaShape
-from edgeprune.model.tensors import Axis, layer_specs
+from edgeprune.model.tensors import Axis, TensorSpec, layer_specs
 from edgeprune.pruning.elimination import diagonal_blocks, elimination_order
 from edgeprune.pruning.gradients import Gradients
 from edgeprune.pruning.statistics import Statistics
@@ -158,24 +158,43 @@ def _of_weights(
     gradients: Gradients | None,
 ) -> tuple[Tensor, Tensor]:
     """Return importance by the weights of coupled tensors, of heads and of channels."""
-    found: dict[Axis, list[Tensor]] = {}
-    for axis in (Axis.QUERY, Axis.KV, Axis.FFN):
-        width = 1 if axis is Axis.FFN else shape.head_dim
-        parts: dict[str, Tensor] = {}  # by module: a bias is one more column of its weight
-        for spec in layer_specs(shape, 0):
-            if axis in spec.axes:
-                name = spec.name.removeprefix("model.layers.0.")
-                salience = _salience(criterion, name, weights[name], gradients)
-                along = salience.movedim(spec.axes.index(axis), 0).reshape(
-                    axis.size(shape) // width, -1)
-                module = name.rpartition(".")[0]
-                parts[module] = parts.get(module, 0) + along.sum(1, dtype=torch.float64)
-        found[axis] = [part.abs() for part in parts.values()]
+    specs = list(layer_specs(shape, 0))
+    queries, groups, channels = (
+        parts_along(axis, criterion, specs, weights, gradients, width) for axis, width in (
+            (Axis.QUERY, shape.head_dim), (Axis.KV, shape.head_dim), (Axis.FFN, 1)))
     size = shape.queries_per_group
-    shared = [part.repeat_interleave(size) / size for part in found[Axis.KV]]
+    shared = [part.repeat_interleave(size) / size for part in groups]
     # o_proj is last of a head's tensors
-    return (_reduced(criterion, [*shared, *found[Axis.QUERY]]),
-            _reduced(criterion, found[Axis.FFN]))
+    return reduced(criterion, [*shared, *queries]), reduced(criterion, channels)
+
+
+def parts_along(
+    axis: Axis,
+    criterion: Criterion,
+    specs: Iterable[TensorSpec],
+    weights: Mapping[str, Tensor],
+    gradients: Gradients | None,
+    width: int = 1,
+) -> list[Tensor]:
+    """Return what each module with an axis says of the structures along it, `(n,)` each.
+
+    Args:
+        axis: The axis.
+        criterion: How; one that looks at weights.
+        specs: The tensors, in the order of computation.
+        weights: By the tensors' names within their layer.
+        gradients: The same; read if the criterion needs gradients.
+        width: How much of the axis a structure is.
+    """
+    parts: dict[str, Tensor] = {}  # by module: a bias is one more column of its weight
+    for spec in specs:
+        if axis in spec.axes:
+            salience = _salience(criterion, spec.within, weights[spec.within], gradients)
+            along = salience.movedim(spec.axes.index(axis), 0)
+            along = along.reshape(len(along) // width, -1)
+            module = spec.within.rpartition(".")[0]
+            parts[module] = parts.get(module, 0) + along.sum(1, dtype=torch.float64)
+    return [part.abs() for part in parts.values()]
 
 
 def _salience(
@@ -193,7 +212,7 @@ def _salience(
     return change.abs() if criterion.element == "element" else change
 
 
-def _reduced(criterion: Criterion, parts: list[Tensor]) -> Tensor:
+def reduced(criterion: Criterion, parts: list[Tensor]) -> Tensor:
     """Combine what the coupled tensors, in the order of computation, say of each structure."""
     stacked = torch.stack(parts)
     match criterion.reduce:

@@ -8,17 +8,18 @@ again and again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
-from edgeprune.model.cuts import Cuts, LayerImportance, kept_in_layer
+from edgeprune.model.cuts import Cuts, LayerImportance, kept_hidden, kept_in_layer
 from edgeprune.model.shape import LlamaShape
+from edgeprune.model.tensors import layer_specs
 from edgeprune.pruning.forward import Weights
 from edgeprune.pruning.repair import NormalEquations
 from edgeprune.pruning.statistics import read_statistics
-from edgeprune.pruning.surgery import columns_of, slice_layer
+from edgeprune.pruning.surgery import columns_of, keep_hidden, slice_layer
 
 KEPT_BYTES = 2 * 1024**3
 DAMPING = 0.03
@@ -29,23 +30,36 @@ class Narrowing:
 
     def __init__(
         self, shape: LlamaShape, importance: Callable[[int], LayerImportance],
-        statistics: Path | None,
+        hidden: Callable[[], Sequence[float]], statistics: Path | None,
     ) -> None:
         """Prepare.
 
         Args:
             shape: Of the unpruned model.
             importance: Tells that of a layer; asked only when one is narrowed.
+            hidden: Tells that of the hidden channels; asked only when some go.
             statistics: Directory of its statistics; None does without repair.
         """
         self._shape, self._importance, self._statistics = shape, importance, statistics
+        self._hidden = hidden
         self._fitted: dict[tuple[int, str, tuple[int, ...]], Tensor] = {}
         self._bytes = 0
 
     def __call__(self, layer: int, weights: Weights, cuts: Cuts) -> Weights:
         """Return the weights of a layer after the cuts within it."""
-        if not cuts.narrows_layers:
-            return weights
+        if cuts.narrows_layers:
+            weights = self._narrowed(layer, weights, cuts)
+        hidden = self.hidden(cuts)
+        return {spec.within: keep_hidden(weights[spec.within], spec, hidden)
+                for spec in layer_specs(self._shape, layer)}
+
+    def hidden(self, cuts: Cuts) -> tuple[int, ...] | None:
+        """Return the hidden channels that the model keeps after cuts; None when that is all."""
+        if not cuts.hidden_channels:
+            return None
+        return kept_hidden(self._hidden(), cuts)
+
+    def _narrowed(self, layer: int, weights: Weights, cuts: Cuts) -> Weights:
         kept = kept_in_layer(self._shape, self._importance(layer), cuts)
         narrowed = slice_layer(weights, self._shape, kept)
         for name, moments, units, width in (

@@ -20,7 +20,7 @@ from torch import Tensor
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import Cuts
 from edgeprune.pruning import forward
-from edgeprune.pruning.forward import Loss
+from edgeprune.pruning.forward import Loss, Output
 from edgeprune.pruning.narrowing import Narrowing
 from edgeprune.records import digest
 
@@ -88,7 +88,7 @@ class LossScorer:
         self._known, self._notify = known, notify
         self._layers = LayerCache(checkpoint)
         self._rope = forward.rope_tables(checkpoint.shape, tokens.shape[1], self._layers.device)
-        self._unpruned: Tensor | None = None  # its last hidden states
+        self._unpruned: Output | None = None
 
     def __call__(self, candidates: Sequence[Cuts]) -> list[Loss]:
         """Return the loss after each of the cuts."""
@@ -105,15 +105,17 @@ class LossScorer:
         outputs = self._outputs([*candidates, *([] if self._unpruned is not None else [Cuts()])])
         if self._unpruned is None:
             self._unpruned = outputs[-1]
-        return forward.losses(outputs[: len(candidates)], self._unpruned, self._tokens,
-                              self._checkpoint)
+        return forward.losses(outputs[: len(candidates)], self._unpruned, self._tokens)
 
-    def _outputs(self, candidates: Sequence[Cuts]) -> list[Tensor]:
-        """Return each candidate's hidden states after the last layer."""
+    def _outputs(self, candidates: Sequence[Cuts]) -> list[Output]:
         count = self._checkpoint.shape.num_hidden_layers
+        embedded = forward.embed(self._checkpoint, self._tokens).to(self._layers.device)
+        hidden = [self._narrowing.hidden(cuts) for cuts in candidates]
         # stream number by candidate, and each stream's hidden states
-        stream = [0] * len(candidates)
-        states = {0: forward.embed(self._checkpoint, self._tokens).to(self._layers.device)}
+        starts = {kept: n for n, kept in enumerate(dict.fromkeys(hidden))}
+        stream = [starts[kept] for kept in hidden]
+        states = {n: embedded if kept is None else embedded[..., torch.tensor(kept)]
+                  for kept, n in starts.items()}
         for layer in range(count):
             self._notify(f"scoring {len(candidates)} candidates: layer {layer + 1} of {count}")
             does = [self._narrowed(cuts, layer) for cuts in candidates]
@@ -121,7 +123,10 @@ class LossScorer:
                 zip(stream, does, strict=True)))}
             states = {n: self._run(states[s], layer, d) for (s, d), n in branches.items()}
             stream = [branches[s, d] for s, d in zip(stream, does, strict=True)]
-        return [states[s] for s in stream]
+        head = forward.output_head(self._checkpoint, self._layers.device)
+        heads = {kept: head if kept is None else head.keeping(torch.tensor(kept))
+                 for kept in starts}
+        return [Output(states[s], heads[kept]) for s, kept in zip(stream, hidden, strict=True)]
 
     @staticmethod
     def _narrowed(cuts: Cuts, layer: int) -> Cuts | None:

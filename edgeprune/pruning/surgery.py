@@ -40,15 +40,18 @@ def prune(
 def cut_layers(checkpoint: Checkpoint, cuts: Cuts, kept: Mapping[int, Kept]) -> Layers:
     """Yield the layers that stay, cut, as they are stored."""
     for layer in kept_layers(checkpoint.shape, cuts):
-        prefix = f"model.layers.{layer}."
-        weights = {spec.name.removeprefix(prefix): checkpoint.tensor(spec.name)
-                   for spec in layer_specs(checkpoint.shape, layer)}
-        yield layer, (slice_layer(weights, checkpoint.shape, kept[layer]) if layer in kept
-                      else weights)
+        weights = {}
+        for spec in layer_specs(checkpoint.shape, layer):
+            tensor = checkpoint.tensor(spec.name)
+            weights[spec.within] = (
+                keep(tensor, spec, kept[layer], checkpoint.shape.head_dim) if layer in kept
+                else tensor)
+        yield layer, weights
 
 
 def write_pruned(
-    checkpoint: Checkpoint, cuts: Cuts, layers: Layers, directory: Path, *, biased: bool = False
+    checkpoint: Checkpoint, cuts: Cuts, layers: Layers, directory: Path, *, biased: bool = False,
+    hidden: Sequence[int] | None = None,
 ) -> LlamaShape:
     """Write a checkpoint of layers that were cut, and return its shape.
 
@@ -58,25 +61,26 @@ def write_pruned(
         layers: The layers that stay; consumed once.
         directory: Where to.
         biased: The layers have biases, whether or not the unpruned model has.
+        hidden: The hidden channels that the model keeps; all when None.
     """
     shape = cuts.shape(checkpoint.shape)
     if biased:
         shape = shape.replace(attention_bias=True, mlp_bias=True)
     write_checkpoint(directory, config_of_shape(shape, checkpoint.config),
-                     _tensors(checkpoint, shape, layers), companions=checkpoint.path)
+                     _tensors(checkpoint, shape, layers, hidden), companions=checkpoint.path)
     return shape
 
 
 def _tensors(
-    checkpoint: Checkpoint, shape: LlamaShape, layers: Layers
+    checkpoint: Checkpoint, shape: LlamaShape, layers: Layers, hidden: Sequence[int] | None
 ) -> Iterator[tuple[str, Tensor]]:
-    outer = [spec.name for spec in tensor_specs(shape, layers=())]
-    yield outer[0], checkpoint.tensor(outer[0])
+    first, *last = tensor_specs(shape, layers=())
+    yield first.name, keep_hidden(checkpoint.tensor(first.name), first, hidden)
     for number, (_, weights) in enumerate(layers):
         for spec in layer_specs(shape, number):
-            yield spec.name, weights[spec.name.removeprefix(f"model.layers.{number}.")]
-    for name in outer[1:]:
-        yield name, checkpoint.tensor(name)
+            yield spec.name, keep_hidden(weights[spec.within], spec, hidden)
+    for spec in last:
+        yield spec.name, keep_hidden(checkpoint.tensor(spec.name), spec, hidden)
 
 
 def keep(tensor: Tensor, spec: TensorSpec, kept: Kept, head_dim: int) -> Tensor:
@@ -88,6 +92,14 @@ def keep(tensor: Tensor, spec: TensorSpec, kept: Kept, head_dim: int) -> Tensor:
             index = columns_of(units, width).to(tensor.device)
             tensor = tensor.index_select(spec.axes.index(axis), index)
     return tensor
+
+
+def keep_hidden(tensor: Tensor, spec: TensorSpec, hidden: Sequence[int] | None) -> Tensor:
+    """Return the rows or columns of a tensor that belong to the hidden channels that stay."""
+    if hidden is None or Axis.HIDDEN not in spec.axes:
+        return tensor
+    index = torch.as_tensor(hidden, device=tensor.device)
+    return tensor.index_select(spec.axes.index(Axis.HIDDEN), index)
 
 
 def columns_of(units: Sequence[int] | Tensor, width: int) -> Tensor:
@@ -102,6 +114,6 @@ def stored(weights: Weights, checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 def slice_layer(weights: Weights, shape: LlamaShape, kept: Kept) -> dict[str, Tensor]:
     """Return one layer's weights with only what stays."""
-    specs = {spec.name.removeprefix("model.layers.0."): spec for spec in layer_specs(shape, 0)}
+    specs = {spec.within: spec for spec in layer_specs(shape, 0)}
     return {name: keep(tensor, specs[name], kept, shape.head_dim)
             for name, tensor in weights.items()}

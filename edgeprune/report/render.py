@@ -149,7 +149,8 @@ def cuts_in_words(plan: Plan) -> str:
     """Return in a few words what a plan removes."""
     old, new, parts = plan.base, plan.shape, []
     for name, label in (("num_hidden_layers", "layers"), ("num_attention_heads", "query heads"),
-                        ("num_key_value_heads", "KV heads"), ("intermediate_size", "FFN")):
+                        ("num_key_value_heads", "KV heads"), ("intermediate_size", "FFN"),
+                        ("hidden_size", "hidden")):
         before, after = getattr(old, name), getattr(new, name)
         if before != after:
             parts.append(f"{label} {before} -> {after}")

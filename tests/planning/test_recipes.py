@@ -15,7 +15,7 @@ from edgeprune.planning.budget import parse_budget, violation
 from edgeprune.planning.demand import Demand
 from edgeprune.planning.greedy import Plan
 from edgeprune.planning.recipes import Planner, follow, proportional_widths
-from edgeprune.planning.widths import served_widths
+from edgeprune.planning.widths import served_hidden, served_widths
 
 BASE = LlamaShape(hidden_size=576, intermediate_size=1536, num_hidden_layers=12,
                   num_attention_heads=9, num_key_value_heads=3, head_dim=64, vocab_size=4096)
@@ -34,7 +34,7 @@ def _influence(first: int, count: int) -> float:
 
 def _score(candidates: Sequence[Cuts]) -> list[float]:
     return [2.0 + sum(LOSSES[i] for i in cuts.layers) + cuts.ffn_channels / 1e3
-            + cuts.kv_groups + cuts.query_heads for cuts in candidates]
+            + cuts.kv_groups + cuts.query_heads + cuts.hidden_channels / 32 for cuts in candidates]
 
 
 def _demand(text: str) -> Demand:
@@ -99,6 +99,13 @@ def test_proportional_widths_are_served_and_shrink_heads_and_channels_alike() ->
         assert other.groups * other.queries <= one.groups * one.queries
         assert other.ffn <= one.ffn
     assert not _plan(Planner.PROPORTIONAL).cuts.layers
+
+
+def test_hidden_channels_go_in_whole_blocks_and_nothing_else_does() -> None:
+    cuts = _plan(Planner.HIDDEN).cuts
+    assert cuts == Cuts(hidden_channels=cuts.hidden_channels)
+    assert cuts.hidden_channels % 64 == 0  # 576 is no whole number of 256, but of 32
+    assert served_hidden(BASE.replace(hidden_size=1024)) == (0, 256, 512)
 
 
 def test_our_plan_loses_no_more_than_any_recipe() -> None:

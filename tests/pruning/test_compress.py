@@ -46,8 +46,8 @@ def _loss(checkpoint: Checkpoint, layers: Mapping[int, Weights], tokens: Tensor)
             x = forward.embed(checkpoint, tokens)
             for _, weights in sorted(model.items()):
                 x = forward.decoder_layer(x, weights, checkpoint.shape, rope)
-            ends.append(x)
-    return forward.losses([ends[1]], ends[0], tokens, checkpoint)[0]
+            ends.append(forward.Output(x, forward.output_head(checkpoint)))
+    return forward.losses([ends[1]], ends[0], tokens)[0]
 
 
 def test_with_nothing_cut_the_weights_stay_as_they_are(tiny: Path) -> None:

@@ -27,7 +27,9 @@ def _compare(directory: Path) -> None:
             weights = forward.load_layer(checkpoint, layer)
             x = forward.decoder_layer(x, weights, checkpoint.shape, rope)
         cut = x + torch.linspace(-1, 1, x.shape[-1])
-        (same, other) = forward.losses([x, cut], x, TOKENS, checkpoint)
+        end, after_cut = (forward.Output(states, forward.output_head(checkpoint))
+                          for states in (x, cut))
+        (same, other) = forward.losses([end, after_cut], end, TOKENS)
         norm, head = model.model.norm, model.lm_head
         changed = head(norm(cut))
     for loss, logits in ((same, theirs.logits), (other, changed)):

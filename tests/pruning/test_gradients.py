@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from edgeprune.model.checkpoint import Checkpoint
-from edgeprune.pruning.gradients import Gradients, layer_gradients
+from edgeprune.pruning.gradients import OUTER, Gradients, layer_gradients
 from tests.tiny import make_tiny
 
 TOKENS = torch.randint(0, 128, (3, 10), generator=torch.Generator().manual_seed(1))
@@ -44,6 +44,26 @@ def test_gradients_equal_those_of_transformers(tiny: Path) -> None:
     assert [layer for layer, _ in found] == [3, 2, 1, 0]
     assert len(said) == 8
     _compare(tiny, dict(found))
+
+
+def test_the_embedding_the_last_norm_and_the_head_have_gradients_when_asked_for(
+    tiny: Path,
+) -> None:
+    checkpoint = Checkpoint(tiny)
+    found = dict(layer_gradients(checkpoint, TOKENS, outer=True))
+    assert list(found) == [4, 3, 2, 1, 0, -1]
+    _compare(tiny, found)
+    first, after = dict(found[-1].first), dict(found[4].first)
+    assert set(first | after) == set(OUTER)
+    expected = _expected(tiny, TOKENS)
+    if checkpoint.shape.tie_word_embeddings:  # there it is one weight of two uses
+        first[OUTER[0]] = first[OUTER[0]] + after.pop(OUTER[2])
+    for name, gradient in (first | after).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-5)
+    samples = torch.stack([_expected(tiny, sequence[None])["model.norm.weight"]
+                           for sequence in TOKENS])
+    torch.testing.assert_close(found[4].squared["model.norm.weight"], samples.pow(2).mean(0),
+                               rtol=1e-3, atol=1e-5)
 
 
 def test_biases_have_gradients_too(tmp_path: Path) -> None:

@@ -78,9 +78,8 @@ class World:
             if layer == LAYER:
                 change(weights)
             x = forward.decoder_layer(x, weights, self.shape, (cos.double(), sin.double()))
-        x = forward.rms_norm(x, self.checkpoint.tensor("model.norm.weight").double(),
-                             self.shape.rms_norm_eps)
-        logits = F.linear(x, forward.output_head(self.checkpoint).double())
+        head = forward.output_head(self.checkpoint)
+        logits = forward.Head(head.norm.double(), head.projection.double(), head.eps).logits(x)
         return float(F.cross_entropy(logits[:, :-1].flatten(0, 1), TOKENS[:, 1:].flatten()))
 
 

@@ -10,18 +10,26 @@ import torch
 from transformers import LlamaForCausalLM
 
 from edgeprune.model.checkpoint import Checkpoint
-from edgeprune.model.cuts import Cuts, LayerImportance, kept_in_layer, kept_layers
+from edgeprune.model.cuts import (
+    Cuts,
+    LayerImportance,
+    kept_hidden,
+    kept_in_layer,
+    kept_layers,
+)
 from edgeprune.pruning import sensitivity
 from edgeprune.pruning.forward import Loss
 from edgeprune.pruning.importance import Criterion, Method, layer_importance
 from edgeprune.pruning.narrowing import Narrowing
 from edgeprune.pruning.sensitivity import Losses, LossScorer
-from edgeprune.pruning.surgery import prune
+from edgeprune.pruning.surgery import cut_layers, write_pruned
 
 TOKENS = torch.randint(0, 128, (2, 12), generator=torch.Generator().manual_seed(1))
 CANDIDATES = [Cuts(), Cuts(layers=(0,)), Cuts(layers=(3,)), Cuts(layers=(1, 2)),
               Cuts(kv_groups=1), Cuts(layers=(2,), kv_groups=1), Cuts(ffn_channels=32),
-              Cuts(layers=(0,), kv_groups=1, ffn_channels=40)]
+              Cuts(layers=(0,), kv_groups=1, ffn_channels=40), Cuts(hidden_channels=24),
+              Cuts(hidden_channels=8), Cuts(layers=(1,), ffn_channels=8, hidden_channels=24)]
+HIDDEN = torch.rand(64, generator=torch.Generator().manual_seed(2)).tolist()
 Importances = tuple[LayerImportance, ...]
 
 
@@ -31,9 +39,12 @@ def _importance(checkpoint: Checkpoint) -> Importances:
                  for layer in range(checkpoint.shape.num_hidden_layers))
 
 
+def _narrowing(checkpoint: Checkpoint) -> Narrowing:
+    return Narrowing(checkpoint.shape, _importance(checkpoint).__getitem__, lambda: HIDDEN, None)
+
+
 def _scorer(checkpoint: Checkpoint, path: Path, key: str = "key") -> LossScorer:
-    narrowing = Narrowing(checkpoint.shape, _importance(checkpoint).__getitem__, None)
-    return LossScorer(checkpoint, TOKENS, narrowing, Losses(path, key))
+    return LossScorer(checkpoint, TOKENS, _narrowing(checkpoint), Losses(path, key))
 
 
 def _loss_of(directory: Path) -> float:
@@ -50,7 +61,8 @@ def test_the_scored_loss_is_that_of_the_pruned_checkpoint(tiny: Path, tmp_path: 
         kept = {i: kept_in_layer(checkpoint.shape, importance[i], cuts)
                 for i in kept_layers(checkpoint.shape, cuts)}
         directory = tmp_path / str(number)
-        prune(checkpoint, cuts, kept, directory)
+        write_pruned(checkpoint, cuts, cut_layers(checkpoint, cuts, kept), directory,
+                     hidden=kept_hidden(HIDDEN, cuts))
         assert loss.nats == pytest.approx(_loss_of(directory), abs=1e-4)
         assert (loss.divergence < 1e-5) == (cuts == Cuts())
 
@@ -61,9 +73,8 @@ def test_known_losses_are_not_computed_again(tiny: Path, tmp_path: Path) -> None
     said: list[str] = []
 
     def again(key: str, candidates: Sequence[Cuts]) -> list[Loss]:
-        narrowing = Narrowing(checkpoint.shape, _importance(checkpoint).__getitem__, None)
-        return LossScorer(checkpoint, TOKENS, narrowing, Losses(tmp_path / "losses", key),
-                          said.append)(candidates)
+        return LossScorer(checkpoint, TOKENS, _narrowing(checkpoint),
+                          Losses(tmp_path / "losses", key), said.append)(candidates)
 
     assert again("key", CANDIDATES) == expected
     assert not said
