@@ -50,7 +50,7 @@ def main() -> int:
         with TemporaryDirectory() as scratch, open_device(local, notify=_to_stderr) as device:
             found = profile(device, shape, QUANT, Path(scratch))
         write_text(HERE / "profile.json", found.model_dump_json() + "\n")
-    recorded = Profile.read(HERE / "profile.json")
+    recorded = Profile.read(HERE / "profile.json").fitted_anew()
     here = recorded.model.predict(shape, 32, 100)
     slower = 1e3 / TOKENS_PER_S / here.token_ms
     print(f"profile: {recorded.facts.describe()}; {recorded.seconds:.0f} s, "

@@ -64,6 +64,11 @@ class Profile(Record):
     sent_bytes: int
     seconds: float
 
+    def fitted_anew(self) -> Profile:
+        """Return the profile with its cost model fitted to its samples by this version."""
+        return self.model_copy(update={"model": fit_cost_model(
+            points_of(self.samples), self.quant, self.threads, self.model.metadata_bytes)})
+
     @property
     def is_disturbed(self) -> bool:
         """True when the machine was not quiet while it was profiled."""
@@ -101,7 +106,7 @@ def profile(
     """
     path = profile_path(device, shape, quant, directory)
     if not fresh and path.is_file() and not (known := Profile.read(path)).is_disturbed:
-        return known
+        return known.fitted_anew()
     result = _measured(device, shape, quant)
     result.write(path)
     return result

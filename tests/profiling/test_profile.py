@@ -22,6 +22,8 @@ from edgeprune.profiling.profile import (
 )
 from edgeprune.profiling.threads import best_threads, candidates, choose
 
+RECORDED = Path(__file__).parent.parent.parent / "benchmarks/llama-3.1-8b/profile.json"
+
 
 @pytest.fixture
 def said() -> list[str]:
@@ -56,11 +58,20 @@ def test_a_profile_is_measured_once_and_predicts_its_own_shapes(
     quiet = [s.model_copy(update={"measurement": s.measurement.model_copy(
         update={"disturbances": ()})}) for s in found.samples]
     found = found.model_copy(update={"samples": tuple(quiet)})  # whatever else ran here
-    found.write(file)
+    # as an older version, with another cost model, would have left it
+    old = found.model.model_copy(update={"cache_mb": 1.0, "prices": {}})
+    found.model_copy(update={"model": old}).write(file)
     said.clear()
     assert profile(device, shape, "Q4_K_M", tmp_path / "profiles") == found
     assert not said
     assert list((tmp_path / "work/models").iterdir()) == []
+
+
+def test_a_machine_whose_cache_holds_none_of_the_shapes_is_given_none() -> None:
+    """Without the shape of half the vocabulary the others tell nothing of the head's price."""
+    recorded = Profile.read(RECORDED).fitted_anew()
+    assert recorded.model.cache_mb == 0
+    assert recorded.model.error["token_ms"] < 0.03
 
 
 def test_a_profile_of_a_busy_machine_is_measured_again(
