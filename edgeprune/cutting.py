@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import torch
+
 from edgeprune.errors import InputError
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import (
@@ -25,6 +27,7 @@ from edgeprune.model.cuts import (
 )
 from edgeprune.planning.demand import Demand
 from edgeprune.planning.greedy import Plan
+from edgeprune.planning.moves import describe_change
 from edgeprune.planning.recipes import Planner, follow
 from edgeprune.pruning import forward
 from edgeprune.pruning.calibration import Calibration, Effort, calibrate_on
@@ -89,11 +92,26 @@ class Cutting:
         def influence(first: int, count: int) -> float:  # statistics only where a recipe asks
             return self._similarity.influence(first, count)
 
-        return follow(self.strategy.planner, self.checkpoint.shape, demand, self._score, influence)
+        plan = follow(self.strategy.planner, self.checkpoint.shape, demand, self._score, influence)
+        finalists = plan.finalists[: self.effort.finalists]
+        if self.strategy.repair is not Repair.LEAST_SQUARES or len(finalists) < 2:
+            return plan
+        losses = [self._built_loss(cuts, f"finalist {i + 1} of {len(finalists)}, ")
+                  for i, cuts in enumerate(finalists)]
+        best = min(range(len(finalists)), key=losses.__getitem__)
+        cuts = finalists[best]
+        shape = cuts.shape(plan.base)
+        told = f"built, {len(finalists)} finalists diverge by " + ", ".join(
+            f"{loss:.4f}" for loss in losses)
+        change = describe_change(plan.cuts, cuts) if best else "the first stays"
+        return plan.model_copy(update={
+            "cuts": cuts, "shape": shape, "cost": demand.predict(shape), "loss": losses[best],
+            "refined": (*plan.refined, f"{told}: {change}")})
 
     def plan_key(self, demand: Demand) -> str:
         """Identify a plan."""
-        return digest(self._scoring_key, self.strategy.planner, self.checkpoint.shape, demand)
+        return digest(self._scoring_key, self.strategy.planner, self.effort.finalists,
+                      self.effort.judging, self.checkpoint.shape, demand)
 
     def write(self, cuts: Cuts, directory: Path) -> None:
         """Cut the weights, repair what is left, write the checkpoint."""
@@ -104,16 +122,47 @@ class Cutting:
 
     # --- how it is done --------------------------------------------------------------------------
 
-    def _layers(self, cuts: Cuts) -> Layers:
-        self.notify("cutting the weights")
+    @torch.inference_mode()
+    def _built_loss(self, cuts: Cuts, which: str) -> float:
+        """Return the divergence of a finished model, fitted to fewer windows, nats per token."""
+        if (known := self._judged.get(cuts)) is not None:
+            return known.divergence
+        shape, tokens = self.checkpoint.shape, self._calibration.judging
+        rope = forward.rope_tables(shape, tokens.shape[1])
+        x = forward.embed(self.checkpoint, tokens)
+        for _, weights in self._layers(cuts, trial=which):
+            x = forward.run_layer(x, {n: w.float() for n, w in weights.items()}, shape, rope)
+        (loss,) = forward.losses([forward.Output(x, self._unpruned.head)], self._unpruned, tokens)
+        self._judged.add(cuts, loss)
+        return loss.divergence
+
+    @cached_property
+    def _judged(self) -> Losses:
+        return Losses(self.run.path / "judged.jsonl",
+                      digest(self._scoring_key, self.effort.judging, "built"))
+
+    @cached_property
+    def _unpruned(self) -> forward.Output:
+        """What the unpruned model makes of the judging text."""
+        shape, tokens = self.checkpoint.shape, self._calibration.judging
+        rope = forward.rope_tables(shape, tokens.shape[1])
+        x = forward.embed(self.checkpoint, tokens)
+        for layer in range(shape.num_hidden_layers):
+            x = forward.run_layer(x, forward.load_layer(self.checkpoint, layer), shape, rope)
+        return forward.Output(x, forward.output_head(self.checkpoint))
+
+    def _layers(self, cuts: Cuts, *, trial: str = "") -> Layers:
+        """Yield the layers that stay, cut and repaired; on trial (of that name) with less text."""
+        self.notify(f"{trial}cutting the weights")
         shape, kept = self.checkpoint.shape, dict[int, Kept]()
         if cuts.narrows_layers:
             kept = {i: kept_in_layer(shape, self._importance.layers[i], cuts)
                     for i in kept_layers(shape, cuts)}
         repair = self.strategy.repair if cuts != Cuts() else Repair.NONE
         if repair is Repair.LEAST_SQUARES:
-            return repaired_layers(self.checkpoint, cuts, kept, self._calibration.fitting,
-                                   self.notify)
+            fitting = self._calibration.trying if trial else self._calibration.fitting
+            return repaired_layers(self.checkpoint, cuts, kept, fitting,
+                                   lambda text: self.notify(trial + text))
         if repair is Repair.MAP:
             return mapped_layers(self.checkpoint, cuts, kept, self._calibration.fitting,
                                  self.notify)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,29 @@ def test_plans_and_weights_are_the_same_every_time(tmp_path: Path) -> None:
     assert outs[0] == outs[1]
     assert (Checkpoint(tmp_path / "one-out").digest()
             == Checkpoint(tmp_path / "other-out").digest())
+
+
+def test_the_finalist_that_is_best_when_built_is_taken(tmp_path: Path) -> None:
+    model = Checkpoint(make_tiny(tmp_path / "model", tokenizer=True, intermediate_size=768,
+                                 num_hidden_layers=6, initializer_range=0.05))
+    demand = _demand(model, "decode > 130%")
+    cutting = replace(_cutting(model, strategy_of("edgeprune"), tmp_path / "scratch"),
+                      text=shipped_text("calibration"), effort=Effort.MEDIUM)
+    made = cutting.plan(demand)
+    judged = (cutting.run.path / "judged.jsonl").read_text().split("\n")
+    losses = [json.loads(line)["divergence"] for line in judged]
+    assert len(losses) == min(4, len(made.finalists)) > 1
+    assert made.loss == min(losses)
+    assert made.cuts == made.finalists[losses.index(min(losses))]
+    assert made.cost == demand.predict(made.shape)
+    assert violation(demand.budget.values(made.cost), demand.limits) == 0
+    assert made.refined[-1].startswith(f"built, {len(losses)} finalists diverge by ")
+    # none is built again
+    assert replace(cutting).plan(demand) == made
+    assert (cutting.run.path / "judged.jsonl").read_text().split("\n") == judged
+    # without repair, what is scored is what is built
+    bare = replace(cutting, strategy=strategy_of("edgeprune", repair=False))
+    assert not any(line.startswith("built") for line in bare.plan(demand).refined)
 
 
 def test_keys_tell_apart_what_differs_and_only_that(tmp_path: Path) -> None:

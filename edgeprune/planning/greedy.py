@@ -17,6 +17,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from pydantic import Field
+
 from edgeprune.cost import Cost
 from edgeprune.errors import InfeasibleError
 from edgeprune.model.cuts import Cuts
@@ -68,6 +70,9 @@ class Plan(Record):
         cost_error: Relative error to expect of the prediction, by cost.
         margin: The share that the plan stays below each limit where it can.
         scored: Candidates whose loss was asked for.
+        protected: Layers that no plan drops, and what each alone would add to the loss.
+        finalists: The best cuts for several widths, the plan's own first, for whoever can tell
+            them apart better than scores do.
         table: The losses that were seen, as if they added up; None when nothing had to be scored.
     """
 
@@ -82,6 +87,8 @@ class Plan(Record):
     cost_error: dict[str, float]
     margin: float = MARGIN
     refined: tuple[str, ...] = ()
+    protected: dict[int, float] = Field(default_factory=dict)
+    finalists: tuple[Cuts, ...] = ()
     loss: float | None = None
     scored: int = 0
     table: LossTable | None = None
@@ -129,7 +136,8 @@ def make_plan(  # noqa: PLR0913 - a `Demand` in parts: costs need not come from 
         score: Returns the loss on calibration text after each of some cuts.
         cost_error: Kept in the plan.
         margin: The share of each limit to stay below it, where that can be reached.
-        kinds: The moves that are tried. Where they are not all, the plan ends with the greedy.
+        kinds: The moves that are tried. Where they are not all, no layer is protected, and the plan
+            ends with the greedy.
 
     Raises:
         InfeasibleError: The smallest shapes that moves reach all violate the budget, or all that
@@ -146,17 +154,23 @@ def make_plan(  # noqa: PLR0913 - a `Demand` in parts: costs need not come from 
     scores = Scores(score)
     estimate = _first_scan(base, scores, kinds)
     base_loss = scores.seen[Cuts()]
+    joint = set(kinds) == set(Kind)
+    if joint:
+        estimate.protect()
     steps, end = _descend(State(Cuts(), base_loss), aim, estimate, scores, kinds)
     changes: tuple[str, ...] = ()
-    if set(kinds) == set(Kind):
-        end, changes = refine(end, aim, estimate, scores)
+    finalists: tuple[Cuts, ...] = ()
+    if joint:
+        end, changes, finalists = refine(end, aim, estimate, scores)
     elif aim.excess(end.cuts) > 0:
         raise InfeasibleError(f"cutting only {', '.join(f'{kind}s' for kind in kinds)} does not "
                               "hold the budget", got=budget.text)
     return plan.model_copy(update={
-        "steps": steps, "refined": changes, "base_loss": base_loss, "loss": end.loss,
-        "cuts": end.cuts, "shape": end.cuts.shape(base), "cost": aim.cost(end.cuts),
-        "scored": len(scores.seen), "table": estimate.table(),
+        "steps": steps, "refined": changes, "finalists": finalists, "base_loss": base_loss,
+        "loss": end.loss, "cuts": end.cuts, "shape": end.cuts.shape(base),
+        "cost": aim.cost(end.cuts), "scored": len(scores.seen), "table": estimate.table(),
+        "protected": {i: scores.seen[Cuts(layers=(i,))] - base_loss
+                      for i in sorted(estimate.protected)},
     })
 
 
@@ -176,7 +190,8 @@ def _descend(
     """Take the cheapest move until the goals hold or no move comes nearer to them."""
     steps, known = list[Step](), dict[Move, float]()
     while (now := aim.excess(state.cuts)) > 0:
-        candidates = [(move, move.after(state.cuts)) for move in moves(aim.base, state.cuts)
+        candidates = [(move, move.after(state.cuts))
+                      for move in moves(aim.base, state.cuts, estimate.protected)
                       if move.kind in kinds]
         options = [(move, after, now - aim.excess(after)) for move, after in candidates]
         ranked = _rank([o for o in options if o[2] > 0], state.loss, known, scores)

@@ -9,7 +9,7 @@ several heads at once: dropping one would save nothing where the row it shortens
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from enum import StrEnum
 
 from pydantic import Field
@@ -82,13 +82,15 @@ class Move(Record):
         }[self.kind]
 
 
-def moves(base: LlamaShape, cuts: Cuts) -> list[Move]:
-    """Return every move that leaves enough layers, and widths that are served."""
+def moves(
+    base: LlamaShape, cuts: Cuts, protected: Collection[int] = frozenset()
+) -> list[Move]:
+    """Return every move that leaves enough layers, the protected ones too, and served widths."""
     left = widths_of(base, cuts)
     found = []
     if base.num_hidden_layers - len(cuts.layers) > least_of(base.num_hidden_layers):
         found += [Move(kind=Kind.LAYER, layer=i) for i in range(base.num_hidden_layers)
-                  if i not in cuts.layers]
+                  if i not in cuts.layers and i not in protected]
     pairs = served_heads(base)
     if fewer := [g for g, q in pairs if q == left.queries and g < left.groups]:
         found.append(Move(kind=Kind.KV_GROUP, count=left.groups - max(fewer)))

@@ -24,7 +24,7 @@ from edgeprune.model.cuts import Cuts
 from edgeprune.planning.aim import Aim
 from edgeprune.planning.moves import describe_change, moves, moves_back, why_width
 from edgeprune.planning.tables import FIELDS, Estimate, Scores
-from edgeprune.planning.widths import least_of, served_widths, widths_of
+from edgeprune.planning.widths import Widths, least_of, served_widths, widths_of
 
 # A real score takes about a second. A batch shares the layers before its first difference, and all
 # passes together score at most about as much as the greedy before them.
@@ -32,6 +32,7 @@ CANDIDATES = 12
 PASSES = 8
 PATIENCE = 2  # passes without success in a row; the first teaches where losses do not add up
 JUMPS = 4  # of a batch: the estimate's favourites are alike, so a few tell whether it is right
+FINALISTS = 8
 TOLERANCE = 1e-9  # nats: a smaller difference is rounding
 
 
@@ -42,6 +43,21 @@ class State(NamedTuple):
     loss: float
 
 
+class Refined(NamedTuple):
+    """What refinement came to.
+
+    Attributes:
+        state: The best state that holds the goals.
+        log: A line for people for each change.
+        finalists: The best cuts of the best widths, each with as many layers as the goals allow;
+            those of `state` first.
+    """
+
+    state: State
+    log: tuple[str, ...]
+    finalists: tuple[Cuts, ...]
+
+
 class _Jump(NamedTuple):
     """Cuts that hold the goals, with the loss that the estimate gives at least."""
 
@@ -50,9 +66,7 @@ class _Jump(NamedTuple):
     cuts: Cuts
 
 
-def refine(
-    start: State, aim: Aim, estimate: Estimate, scores: Scores
-) -> tuple[State, tuple[str, ...]]:
+def refine(start: State, aim: Aim, estimate: Estimate, scores: Scores) -> Refined:
     """Return a state that holds the goals and loses the least that was found, and how.
 
     Args:
@@ -61,9 +75,6 @@ def refine(
         aim: The goals; some shape holds them.
         estimate: What is known of losses; learns on.
         scores: The scorer.
-
-    Returns:
-        The state, and a line for people for each change.
     """
     search = _Search(aim, estimate, scores, start)
     if aim.excess(start.cuts) > 0:
@@ -71,7 +82,7 @@ def refine(
     for _ in range(PASSES):
         if not search.improve():
             break
-    return search.state, tuple(search.log)
+    return Refined(search.state, tuple(search.log), tuple(search.finalists()))
 
 
 class _Search:
@@ -102,6 +113,20 @@ class _Search:
             return True
         self._failures += 1
         return bool(probes) or (surprise > TOLERANCE and self._failures < PATIENCE)
+
+    def finalists(self) -> list[Cuts]:
+        """Return the best cuts of all widths whose loss is known or can be told, best first.
+
+        Scores tell alike cuts apart well, and worse what one kind of cut loses against another:
+        a finished model is repaired as none that is scored is.
+        """
+        told = [(jump.loss, jump.cuts) for jump in self._jumps(float("inf")) if all(
+            self._estimate.knows(field, getattr(jump.cuts, field)) for field in FIELDS)]
+        seen = [(loss, cuts) for cuts, loss in self._scores.seen.items() if self._holds(cuts)]
+        best: dict[Widths, Cuts] = {widths_of(self._aim.base, self.state.cuts): self.state.cuts}
+        for _, cuts in sorted([*seen, *told], key=lambda pair: pair[0]):
+            best.setdefault(widths_of(self._aim.base, cuts), cuts)
+        return list(best.values())[:FINALISTS]
 
     def _best_seen(self, bound: float) -> State:
         """Return the best that holds the goals and loses less than `bound`, else where we are.
@@ -153,12 +178,12 @@ class _Search:
         As many layers go as must, the cheapest first, and all that only add to the loss.
         """
         base, estimate = self._aim.base, self._estimate
-        everything = range(base.num_hidden_layers)
+        count = base.num_hidden_layers
         # a layer that was never scored comes last
-        cheapest = sorted(everything, key=lambda i: (i not in estimate.layers,
-                                                     estimate.layers.get(i, 0.0)))
+        cheapest = sorted(set(range(count)) - estimate.protected, key=lambda i: (
+            i not in estimate.layers, estimate.layers.get(i, 0.0)))
         lost = list(accumulate((estimate.layers.get(i, 0.0) for i in cheapest), initial=0.0))
-        droppable = len(everything) - least_of(len(everything))
+        droppable = count - least_of(count)
         harmful = min(sum(loss < 0 for loss in estimate.layers.values()), droppable)
         offset = self.state.loss - estimate.loss(self.state.cuts)
         found = []
@@ -168,8 +193,8 @@ class _Search:
                 continue
             # from `harmful` on `lost` grows: the most layers that may go without losing too much
             most = harmful + bisect_left(lost[harmful : droppable + 1], bound - loss) - 1
-            capacity = self._aim.capacity(widths, len(everything) - max(most, harmful))
-            dropped = max(len(everything) - capacity, harmful)
+            capacity = self._aim.capacity(widths, count - max(most, harmful))
+            dropped = max(count - capacity, harmful)
             if capacity and loss + lost[dropped] < bound:
                 cuts = widths.cuts(base, tuple(sorted(cheapest[:dropped])))
                 found.append(_Jump(loss + lost[dropped], order, cuts))
@@ -181,7 +206,8 @@ class _Search:
         for back in moves_back(base, self.state.cuts):
             undone = back.before(self.state.cuts)
             found[undone] = None
-            found.update(dict.fromkeys(move.after(undone) for move in moves(base, undone)))
+            found.update(dict.fromkeys(
+                move.after(undone) for move in moves(base, undone, self._estimate.protected)))
         held = [cuts for cuts in found
                 if cuts not in self._scores.seen and self._aim.excess(cuts) == 0]
         return sorted(held, key=self._estimate.loss)

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
+from statistics import median
 
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape
-from edgeprune.planning.widths import served_ffn, served_heads
+from edgeprune.planning.widths import least_of, served_ffn, served_heads
 from edgeprune.records import Record
 
 Score = Callable[[Sequence[Cuts]], Sequence[float]]
+# A layer is protected that alone loses as many nats, and so many times what the median layer does.
+CATASTROPHE, OUTLIER = 1.0, 10.0
 # The widths of `Cuts`, each with a table of its own.
 FIELDS = ("kv_groups", "query_heads", "ffn_channels")
 
@@ -91,6 +94,8 @@ class Estimate:
         """Start with the loss of the unpruned model."""
         self._base_loss = base_loss
         self.layers: dict[int, float] = {}
+        self.protected: frozenset[int] = frozenset()
+        self._most_protected = least_of(base.num_hidden_layers)
         pairs = served_heads(base)
         removed = {
             "kv_groups": {base.num_key_value_heads - g for g, _ in pairs},
@@ -99,6 +104,19 @@ class Estimate:
         }
         self._ladder = {field: sorted(removed[field]) for field in FIELDS}
         self._levels = {field: {0: 0.0} for field in FIELDS}
+
+    def protect(self) -> None:
+        """Protect the layers whose loss so far is a catastrophe: those of the first scan.
+
+        What a model needs to work at all (the first layers of a Llama) is not to go because its
+        loss is lost among those of other cuts. They are the worst layers, and at most as many as
+        stay in any plan: where losses add up, the best plan is one without them.
+        """
+        if self.layers:
+            bound = max(CATASTROPHE, OUTLIER * median(self.layers.values()))
+            worst = sorted(self.layers, key=lambda layer: -self.layers[layer])
+            self.protected = frozenset(
+                layer for layer in worst[: self._most_protected] if self.layers[layer] > bound)
 
     def knows(self, field: str, removed: int) -> bool:
         """Tell whether the loss of a width was seen."""

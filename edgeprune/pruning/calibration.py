@@ -44,6 +44,16 @@ class Effort(StrEnum):
         """What the loss of each candidate is taken of."""
         return {"low": Windows(4, 64), "medium": Windows(4, 128), "high": Windows(8, 256)}[self]
 
+    @property
+    def finalists(self) -> int:
+        """How many plans are built and judged as they are."""
+        return {"low": 1, "medium": 4, "high": 6}[self]
+
+    @property
+    def judging(self) -> Windows:
+        """What finalists are judged by."""
+        return Windows({"low": 0, "medium": 4, "high": 8}[self], 512)
+
 
 def effort_of(name: str) -> Effort:
     """Return the effort of a name.
@@ -78,10 +88,17 @@ class Calibration(NamedTuple):
     Attributes:
         fitting: What weights are fitted to, `(b, t)`.
         scoring: What the loss of each candidate is taken of, `(b, t)`.
+        judging: What finalists are judged by, `(b, t)`; of the same part as `scoring`.
     """
 
     fitting: Tensor
     scoring: Tensor
+    judging: Tensor
+
+    @property
+    def trying(self) -> Tensor:
+        """What finalists are fitted to, `(b, t)`: every third window."""
+        return self.fitting[::3]
 
     @property
     def measuring(self) -> Tensor:
@@ -97,10 +114,12 @@ def calibrate_on(text: str, tokenizer: Path, effort: Effort) -> Calibration:
     """
     with GgufModel(tokenizer, vocab_only=True) as model:
         tokens = model.tokenize(text)
-    fitting, scoring = effort.fitting, effort.scoring
-    needed, fitted = (count * length for count, length in (scoring, fitting))
+    fitting, scoring, judging = effort.fitting, effort.scoring, effort.judging
+    needed, fitted = (max(count * length for count, length in part)
+                      for part in ((scoring, judging), (fitting,)))
     cut = max(len(tokens) * fitted // (fitted + needed), fitted)
-    return Calibration(windows(tokens[:cut], fitting), windows(tokens[cut:], scoring))
+    return Calibration(windows(tokens[:cut], fitting), windows(tokens[cut:], scoring),
+                       windows(tokens[cut:], judging))
 
 
 def windows(tokens: Sequence[int], wanted: Windows) -> Tensor:

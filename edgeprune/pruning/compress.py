@@ -25,6 +25,7 @@ from edgeprune.pruning.repair import HELD_OUT, NormalEquations, fit
 from edgeprune.pruning.surgery import Layers, slice_layer, stored
 
 Notify = Callable[[str], None]
+KEPT_BYTES = 2**29  # an FFN's channels are kept up to this, else computed twice
 _OUT, _DOWN = "self_attn.o_proj", "mlp.down_proj"
 
 
@@ -102,12 +103,18 @@ class _Streams:
             x.add_(forward.project_down(forward.ffn_channels(x, whole, self._shape), whole))
         self.skip(dropped)
         equations = _Equations(weights[f"{_DOWN}.weight"])
+        width = weights[f"{_DOWN}.weight"].shape[1]
+        fit_in = 4 * self._y.shape[0] * self._y.shape[1] * width <= KEPT_BYTES
+        kept = list[Tensor]()
         for x, y in zip(self._windows(self._x), self._windows(self._y), strict=True):
             channels = forward.ffn_channels(y, weights, self._shape)
             equations.add(channels, x - y, weights.get(f"{_DOWN}.bias"))
+            if fit_in:
+                kept.append(channels)
         weights[f"{_DOWN}.weight"] = equations.solution()
-        for y in self._windows(self._y):  # computed again: kept, they would be the most of the RAM
-            y.add_(forward.project_down(forward.ffn_channels(y, weights, self._shape), weights))
+        for i, y in enumerate(self._windows(self._y)):
+            channels = kept[i] if kept else forward.ffn_channels(y, weights, self._shape)
+            y.add_(forward.project_down(channels, weights))
 
     @staticmethod
     def _windows(states: Tensor) -> Iterator[Tensor]:

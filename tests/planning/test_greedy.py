@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape
 from edgeprune.planning.budget import parse_budget, violation
+from edgeprune.planning.greedy import make_plan
 from edgeprune.planning.moves import Kind
 from edgeprune.planning.tables import LossTable
 from edgeprune.planning.widths import served_widths, widths_of
@@ -116,6 +117,34 @@ def test_scoring_again_sees_what_earlier_cuts_changed() -> None:
                 + 90 * c.query_heads for c in candidates]
 
     assert not {3, 4} <= set(plan("10 tokens < 80%", score).cuts.layers)
+
+
+def _hidden_catastrophe(candidates: Sequence[Cuts]) -> list[float]:
+    """Layer 0 alone loses 9 nats; after any other cut it seems to cost nothing."""
+    found = []
+    for cuts in candidates:
+        others = 0.5 * len(set(cuts.layers) - {0}) + 5 * (
+            cuts.kv_groups + cuts.query_heads + cuts.ffn_channels / 256)
+        found.append(2.0 + (others or 9.0 * (0 in cuts.layers)))
+    return found
+
+
+def test_a_layer_that_alone_is_a_catastrophe_is_never_dropped() -> None:
+    made = plan("10 tokens < 60%", _hidden_catastrophe)
+    assert made.protected == {0: 9.0}
+    assert made.cuts.layers
+    assert 0 not in made.cuts.layers
+    # a recipe that drops layers only keeps to its paper, which knows of no protection
+    bare = make_plan(FREE, parse_budget("10 tokens < 60%"), limits_of("10 tokens < 60%", FREE),
+                     predict, _hidden_catastrophe, {}, kinds=(Kind.LAYER,))
+    assert bare.protected == {}
+
+
+def test_no_more_layers_are_protected_than_stay_in_any_plan() -> None:
+    table = Table([99, 98, 97, 96, 95, *[0.1] * 7], group=50, query=50, ffn=50)
+    made = plan("10 tokens < 60%", table, FREE.replace(num_hidden_layers=12))
+    assert set(made.protected) == {0, 1, 2, 3}  # a third of the layers stays
+    assert not set(made.protected) & set(made.cuts.layers)
 
 
 def test_the_plan_keeps_the_losses_it_saw_as_a_table() -> None:

@@ -10,12 +10,22 @@ import pytest
 from edgeprune.cost import Cost
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape
-from edgeprune.planning.budget import parse_budget
+from edgeprune.planning.budget import parse_budget, violation
 from edgeprune.planning.exact import solve_exact
 from edgeprune.planning.greedy import make_plan
 from edgeprune.planning.refine import CANDIDATES, PASSES
 from edgeprune.planning.tables import LossTable
-from tests.planning.worlds import BLOCKS, FREE, WIDE, even_table, exact, plan, predict
+from edgeprune.planning.widths import widths_of
+from tests.planning.worlds import (
+    BLOCKS,
+    FREE,
+    WIDE,
+    even_table,
+    exact,
+    limits_of,
+    plan,
+    predict,
+)
 
 
 def test_a_cut_that_a_later_one_made_needless_is_given_back() -> None:
@@ -100,6 +110,19 @@ def test_what_is_scored_after_the_greedy_is_bounded() -> None:
     assert made.scored <= every_move_every_step + PASSES * CANDIDATES
     assert made.loss is not None
     assert made.loss <= made.steps[-1].loss
+
+
+def test_finalists_are_the_best_cuts_of_several_widths_that_hold_the_budget() -> None:
+    table = even_table(WIDE, layer=0.3, width=0.4)
+    made = plan("10 tokens < 60%", table, WIDE)
+    assert made.finalists[0] == made.cuts
+    assert len(made.finalists) > 3
+    assert len({widths_of(WIDE, cuts) for cuts in made.finalists}) == len(made.finalists)
+    losses = [table.loss(cuts) for cuts in made.finalists]
+    assert losses == pytest.approx(sorted(losses))
+    budget, limits = parse_budget("10 tokens < 60%"), limits_of("10 tokens < 60%", WIDE)
+    for cuts in made.finalists:
+        assert violation(budget.values(predict(cuts.shape(WIDE))), limits) == 0
 
 
 def test_refined_plans_are_the_same_each_time() -> None:

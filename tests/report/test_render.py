@@ -142,6 +142,11 @@ def test_a_plan_is_told_with_its_reasons() -> None:
     assert "nothing to cut" in plan_lines(plan())[0]
 
 
+def test_layers_that_are_never_dropped_are_told_with_what_each_would_lose() -> None:
+    lines = plan_lines(plan(STEP).model_copy(update={"protected": {0: 8.125, 3: 1.5}}))
+    assert any(line.endswith("layer 0 (+8.12), layer 3 (+1.50)") for line in lines)
+
+
 def test_what_bettered_the_greedy_is_told_after_it() -> None:
     lines = plan_lines(plan(STEP).model_copy(update={"refined": ("swap: layer 2 back",),
                                                      "loss": 2.2}))
