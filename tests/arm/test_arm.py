@@ -130,7 +130,7 @@ def test_smollm2_holds_a_budget_on_the_arm_machine(
     cli: Cli, arm_target: Target, ssh: SSHTransport, tmp_path: Path
 ) -> None:
     arguments = ("run", "smollm2", "--target", arm_target.name, *TARGETS, "--name", "r",
-                 "--budget", "8 tokens after 4 < 80%")
+                 "--budget", "8 tokens after 4 < 80%", "--effort", "low")
     # the host dies in the middle of the first measurement, its job lives on over there
     first = subprocess.Popen(cli_argv(*arguments), cwd=tmp_path, stdout=subprocess.DEVNULL,
                              stderr=subprocess.DEVNULL)
