@@ -36,7 +36,8 @@ REPACKED = "repacked_bytes"
 # the threads share the tokens of each head, where before they share the heads.
 UBATCH, KV_STEP, SPLIT_KV = 512, 256, 512
 # Scale of the logistic distribution of what a cache of 1 MB keeps: on a shared Xeon, 1/8 to 3/20
-# predict left-out shapes best (errors a fifth smaller than with a sharp size).
+# predicted left-out shapes best in one hour (errors a fifth smaller than with a sharp size); in
+# another, when the cache kept less, no scale did.
 CACHE_SPREAD = 1 / 8
 OTHER = "other MB"  # price of a number type that no measured shape had
 Features = dict[str, float]
