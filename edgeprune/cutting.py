@@ -101,12 +101,10 @@ class Cutting:
         best = min(range(len(finalists)), key=losses.__getitem__)
         cuts = finalists[best]
         shape = cuts.shape(plan.base)
-        told = f"built, {len(finalists)} finalists diverge by " + ", ".join(
-            f"{loss:.4f}" for loss in losses)
-        change = describe_change(plan.cuts, cuts) if best else "the first stays"
+        change = (f"{describe_change(plan.cuts, cuts)}: loses less when built",) if best else ()
         return plan.model_copy(update={
             "cuts": cuts, "shape": shape, "cost": demand.predict(shape), "loss": losses[best],
-            "refined": (*plan.refined, f"{told}: {change}")})
+            "judged": tuple(losses), "refined": (*plan.refined, *change)})
 
     def plan_key(self, demand: Demand) -> str:
         """Identify a plan."""

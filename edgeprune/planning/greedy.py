@@ -71,8 +71,9 @@ class Plan(Record):
         margin: The share that the plan stays below each limit where it can.
         scored: Candidates whose loss was asked for.
         protected: Layers that no plan drops, and what each alone would add to the loss.
-        finalists: The best cuts for several widths, the plan's own first, for whoever can tell
-            them apart better than scores do.
+        finalists: The best cuts for several widths, those of the scores' best plan first, for
+            whoever can tell them apart better than scores do.
+        judged: What the first of them lose when they are built; empty where none was.
         table: The losses that were seen, as if they added up; None when nothing had to be scored.
     """
 
@@ -89,6 +90,7 @@ class Plan(Record):
     refined: tuple[str, ...] = ()
     protected: dict[int, float] = Field(default_factory=dict)
     finalists: tuple[Cuts, ...] = ()
+    judged: tuple[float, ...] = ()
     loss: float | None = None
     scored: int = 0
     table: LossTable | None = None

@@ -136,6 +136,9 @@ def plan_lines(plan: Plan) -> list[str]:
     lines = [f"plan: {count}{better}, aiming {plan.margin:.1%} below each limit"]
     lines += [f"{i + 1:>3}. {step.reason}" for i, step in enumerate(plan.steps)]
     lines += [f"   + {change}" for change in plan.refined]
+    if plan.judged:
+        lines.append(f"     built and judged, the {len(plan.judged)} best plans lose " + ", ".join(
+            f"{loss:+.3f}" for loss in plan.judged))
     if plan.protected:
         lines.append("     never dropped, each alone a catastrophe: " + ", ".join(
             f"layer {layer} ({loss:+.2f})" for layer, loss in plan.protected.items()))

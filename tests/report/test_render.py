@@ -147,6 +147,12 @@ def test_layers_that_are_never_dropped_are_told_with_what_each_would_lose() -> N
     assert any(line.endswith("layer 0 (+8.12), layer 3 (+1.50)") for line in lines)
 
 
+def test_what_finalists_lose_when_built_is_told() -> None:
+    lines = plan_lines(plan(STEP).model_copy(update={"judged": (0.5, 0.25)}))
+    assert any(line.endswith("the 2 best plans lose +0.500, +0.250") for line in lines)
+    assert "bettered" not in lines[0]
+
+
 def test_what_bettered_the_greedy_is_told_after_it() -> None:
     lines = plan_lines(plan(STEP).model_copy(update={"refined": ("swap: layer 2 back",),
                                                      "loss": 2.2}))
