@@ -69,6 +69,8 @@ def design(shape: LlamaShape, quant: str, pace: Pace) -> list[DesignPoint]:
     narrow = {"intermediate_size": _half_width(shape.intermediate_size)}
     points += [(deep.replace(**narrow), odd), (half.replace(**narrow), short),
                (deep.replace(**narrow), long)]
+    # far below the others, so that what a layer costs whatever its size is told from its MB
+    points.append((_heads(shallow.replace(**narrow), max(1, groups // 4), queries), short))
     points.append((half.replace(vocab_size=max(1, shape.vocab_size // 2)), odd))
     return [DesignPoint(*point) for point in dict.fromkeys(points)]
 
