@@ -3,8 +3,8 @@
     python benchmarks/cost_model.py --target local [--seconds 600]
     python benchmarks/cost_model.py --target qemu-arm64    (boots the emulated machine if need be)
 
-The profile's shapes and the unseen ones, SmolLM2 with fewer layers, heads, FFN channels and with
-other requests, are measured in turn in one job, so that what the machine's speed does meanwhile
+The profile's shapes and the unseen ones, SmolLM2 with fewer layers, heads, FFN channels,
+components of the hidden states and with other requests, are measured in turn in one job, so that what the machine's speed does meanwhile
 does not count as an error; only the profile's shapes are fitted. Errors are predicted/measured - 1.
 """
 
@@ -25,6 +25,7 @@ from edgeprune.device.measure import Workload
 from edgeprune.device.session import Device, open_device
 from edgeprune.device.target import load_target
 from edgeprune.model.checkpoint import Checkpoint
+from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape
 from edgeprune.model.source import resolve_model
 from edgeprune.profiling.design import DesignPoint, Pace, design
@@ -34,13 +35,17 @@ from tests.arm import machine as arm
 
 ROOT = Path(__file__).parent.parent
 QUANT = "Q4_K_M"
-# Layers, KV groups, query heads in each, FFN; prompt and new tokens as shares of the profile's.
+# Layers, KV groups, query heads in each, FFN, hidden size; prompt and new tokens as shares of the
+# profile's.
 UNSEEN = (
-    (27, 3, 3, 1536, 0.125, 3), (24, 3, 3, 1280, 0.25, 1.5), (21, 2, 3, 1536, 0.5, 1),
-    (18, 3, 3, 1024, 0.125, 3), (28, 2, 3, 1280, 0.125, 2), (25, 3, 2, 1536, 0.2, 1.5),
-    (22, 2, 2, 1280, 0.75, 1), (20, 3, 3, 1280, 0.125, 2), (12, 2, 3, 512, 0.4, 2),
-    (26, 1, 3, 1024, 0.125, 3), (29, 3, 2, 1024, 1.25, 1), (16, 2, 1, 1280, 0.25, 3),
-    (23, 3, 3, 1536, 0.6, 1), (27, 3, 1, 1280, 1.0, 1.5),
+    (27, 3, 3, 1536, 576, 0.125, 3), (24, 3, 3, 1280, 576, 0.25, 1.5),
+    (21, 2, 3, 1536, 576, 0.5, 1), (18, 3, 3, 1024, 576, 0.125, 3),
+    (28, 2, 3, 1280, 576, 0.125, 2), (25, 3, 2, 1536, 576, 0.2, 1.5),
+    (22, 2, 2, 1280, 576, 0.75, 1), (20, 3, 3, 1280, 576, 0.125, 2),
+    (12, 2, 3, 512, 576, 0.4, 2), (26, 1, 3, 1024, 576, 0.125, 3),
+    (29, 3, 2, 1024, 576, 1.25, 1), (16, 2, 1, 1280, 576, 0.25, 3),
+    (23, 3, 3, 1536, 576, 0.6, 1), (27, 3, 1, 1280, 576, 1.0, 1.5),
+    (26, 3, 3, 1280, 512, 0.125, 2), (20, 2, 3, 1536, 512, 0.5, 1),
 )
 
 
@@ -53,7 +58,7 @@ def main() -> int:
     shape = Checkpoint(resolve_model("smollm2")[1]).shape
     is_emulated = arguments.target == "qemu-arm64"
     # with RAM for all models at once: they are then measured in turn, not in blocks
-    booted = arm.boot(arm.build(), memory_mb=6144) if is_emulated else nullcontext()
+    booted = arm.boot(arm.build(), memory_mb=8192) if is_emulated else nullcontext()
     with booted, _opened(arguments.target) as device:
         pilot, pace = try_out(device, shape, QUANT)
         fitted = design(shape, QUANT, pace)
@@ -79,11 +84,12 @@ def _opened(name: str) -> Iterator[Device]:
 
 
 def _unseen(
-    base: LlamaShape, pace: Pace, row: tuple[int, int, int, int, float, float]
+    base: LlamaShape, pace: Pace, row: tuple[int, int, int, int, int, float, float]
 ) -> DesignPoint:
-    layers, groups, queries, ffn, prompt, new = row
-    shape = base.replace(num_hidden_layers=layers, num_key_value_heads=groups,
-                         num_attention_heads=groups * queries, intermediate_size=ffn)
+    layers, groups, queries, ffn, hidden, prompt, new = row
+    shape = Cuts(components=base.hidden_size - hidden).shape(base).replace(
+        num_hidden_layers=layers, num_key_value_heads=groups,
+        num_attention_heads=groups * queries, intermediate_size=ffn)
     return DesignPoint(shape, Workload(n_prompt=max(4, round(prompt * pace.n_long)),
                                        n_new=round(new * pace.n_new)))
 
@@ -106,7 +112,7 @@ def _report(samples: Sequence[Sample], n_fitted: int, metadata: int, device: Dev
     for point, row in zip(points[n_fitted:], rows, strict=True):
         s = point.shape
         label = (f"{s.num_hidden_layers} layers, {s.num_attention_heads}/{s.num_key_value_heads} "
-                 f"heads, FFN {s.intermediate_size}, {point.n_prompt}+{point.n_new}")
+                 f"heads, {s.hidden_size}/{s.intermediate_size}, {point.n_prompt}+{point.n_new}")
         print(f"{label:<44}" + "".join(f"{row[name]:>+14.2%}" for name in names))
     absolute = np.abs([[row[name] for name in names] for row in rows])
     summaries: tuple[tuple[str, Callable[..., np.ndarray]], ...] = (

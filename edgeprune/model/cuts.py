@@ -5,7 +5,8 @@ In: a shape and cuts. Out: the shape that is left, and which layers, heads and c
 All layers keep the same number of heads and FFN channels; each chooses which. Whole KV groups go
 with their query heads, or the same number of query heads goes from every group, so that
 `num_attention_heads` stays a multiple of `num_key_value_heads`. Hidden channels, which all layers
-read and write, are chosen once for the model.
+read and write, are chosen once for the model; or the model is turned to principal components, and
+the least of those go.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ class Cuts(Record):
         query_heads: Query heads removed from every group that stays.
         ffn_channels: FFN channels removed from every layer.
         hidden_channels: Channels of the hidden states removed from the model.
+        components: Principal components of the hidden states removed, the least ones. Embedding and
+            output head, turned to components each in its own way, are tied no more.
     """
 
     layers: tuple[int, ...] = ()
@@ -34,6 +37,7 @@ class Cuts(Record):
     query_heads: int = Field(default=0, ge=0)
     ffn_channels: int = Field(default=0, ge=0)
     hidden_channels: int = Field(default=0, ge=0)
+    components: int = Field(default=0, ge=0)
 
     def shape(self, base: LlamaShape) -> LlamaShape:
         """Return the shape that is left of `base`."""
@@ -43,7 +47,8 @@ class Cuts(Record):
             num_key_value_heads=groups,
             num_attention_heads=groups * (base.queries_per_group - self.query_heads),
             intermediate_size=base.intermediate_size - self.ffn_channels,
-            hidden_size=base.hidden_size - self.hidden_channels,
+            hidden_size=base.hidden_size - self.hidden_channels - self.components,
+            tie_word_embeddings=base.tie_word_embeddings and not self.components,
         )
 
     @property

@@ -68,6 +68,11 @@ def weights_read(shape: LlamaShape, quant: str) -> dict[str, int]:
     return read
 
 
+def block_widths_below(width: int) -> range:
+    """Return the row widths below `width` that are whole K-quant blocks, the widest first."""
+    return range((width - 1) // K_QUANT_BLOCK * K_QUANT_BLOCK, 0, -K_QUANT_BLOCK)
+
+
 def head_type(shape: LlamaShape, quant: str) -> str:
     """Return the number type of the output head (of a tied model: of its embedding)."""
     return next(kind for spec, kind, _ in _counted(shape, quant) if _is_head(spec, shape))

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from edgeprune.device.measure import Workload
-from edgeprune.model.quantization import K_QUANT_BLOCK, tensor_bytes
+from edgeprune.model.cuts import Cuts
+from edgeprune.model.quantization import K_QUANT_BLOCK, block_widths_below, tensor_bytes
 from edgeprune.model.shape import LlamaShape
 
 # Speed depends on shapes, and grows with the layers in a straight line: a few of them suffice.
@@ -47,10 +48,10 @@ def reference_shape(shape: LlamaShape, quant: str) -> LlamaShape:
 def design(shape: LlamaShape, quant: str, pace: Pace) -> list[DesignPoint]:
     """Return the points to measure; the first is the reference with a short prompt.
 
-    Depth, KV groups, query heads in groups, FFN, vocabulary and context each move, and the costs
-    that grow with the context do so at several depths and widths. Some prompts are no whole fours
-    of tokens, which kernels take at once; their replies are longer, which tells what only the first
-    tokens of a reply cost.
+    Depth, KV groups, query heads in groups, FFN, hidden states, vocabulary and context each move,
+    and the costs that grow with the context do so at several depths and widths. Some prompts are no
+    whole fours of tokens, which kernels take at once; their replies are longer, which tells what
+    only the first tokens of a reply cost.
     """
     whole = reference_shape(shape, quant)
     depths = [max(1, whole.num_hidden_layers // n) for n in (1, 2, 4)]
@@ -72,6 +73,9 @@ def design(shape: LlamaShape, quant: str, pace: Pace) -> list[DesignPoint]:
     # far below the others, so that what a layer costs whatever its size is told from its MB
     points.append((_heads(shallow.replace(**narrow), max(1, groups // 4), queries), short))
     points.append((half.replace(vocab_size=max(1, shape.vocab_size // 2)), odd))
+    for width in block_widths_below(shape.hidden_size)[:1]:
+        fewer = Cuts(components=shape.hidden_size - width)
+        points += [(fewer.shape(deep), short), (fewer.shape(half), long)]
     return [DesignPoint(*point) for point in dict.fromkeys(points)]
 
 

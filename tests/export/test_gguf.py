@@ -33,7 +33,7 @@ def assert_parity(directory: Path, tokens: list[int], scratch: Path) -> None:
     """Compare the F32 GGUF's logits with those of the checkpoint in transformers."""
     file = scratch / "f32.gguf"
     export_gguf(Checkpoint(directory), None, file, quant="F32", name="parity")
-    with GgufModel(file, exact=True) as model:
+    with GgufModel(file, threads=1, exact=True) as model:
         ours = model.logits(tokens)
     theirs = hf_logits(directory, tokens).numpy()
     assert np.abs(ours - theirs).max() < 1e-2
@@ -69,7 +69,7 @@ def test_every_format_is_written_and_runs(small: Path, tmp_path: Path, quant: st
     export_gguf(Checkpoint(small), None, file, quant=quant.lower(), name="small")
     kinds = {t.tensor_type.name for t in gguf.GGUFReader(file).tensors if len(t.shape) == 2}
     assert kinds == {"Q4_K", "Q6_K"} if quant == "Q4_K_M" else any(quant[:4] in k for k in kinds)
-    with GgufModel(file) as model:
+    with GgufModel(file, threads=1) as model:
         assert np.isfinite(model.logits(TOKENS)).all()
     assert [path.name for path in tmp_path.iterdir()] == [file.name]  # nothing temporary is left
 
