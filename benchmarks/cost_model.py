@@ -3,9 +3,10 @@
     python benchmarks/cost_model.py --target local [--seconds 600]
     python benchmarks/cost_model.py --target qemu-arm64    (boots the emulated machine if need be)
 
-The profile's shapes and the unseen ones, SmolLM2 with fewer layers, heads, FFN channels,
-components of the hidden states and with other requests, are measured in turn in one job, so that what the machine's speed does meanwhile
-does not count as an error; only the profile's shapes are fitted. Errors are predicted/measured - 1.
+The profile's shapes and the unseen ones, SmolLM2 with fewer layers, heads, FFN channels, components
+of the hidden states and with other requests, are measured in turn in one job, so that what the
+machine's speed does meanwhile does not count as an error; only the profile's shapes are fitted.
+Errors are predicted/measured - 1.
 """
 
 from __future__ import annotations

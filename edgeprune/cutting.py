@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
 
-from edgeprune.errors import InputError
+from edgeprune.errors import InfeasibleError, InputError
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import (
     Cuts,
@@ -28,9 +29,15 @@ from edgeprune.model.cuts import (
 from edgeprune.planning.demand import Demand
 from edgeprune.planning.greedy import Plan
 from edgeprune.planning.moves import describe_change
-from edgeprune.planning.recipes import Planner, follow
+from edgeprune.planning.recipes import Planner, follow, plan_narrower
+from edgeprune.planning.widths import served_components
 from edgeprune.pruning import forward
 from edgeprune.pruning.calibration import Calibration, Effort, calibrate_on
+from edgeprune.pruning.components import (
+    principal_components,
+    read_components,
+    write_components,
+)
 from edgeprune.pruning.compress import repaired_layers
 from edgeprune.pruning.gradients import Gradients, layer_gradients
 from edgeprune.pruning.hidden import HiddenImportance, hidden_importance
@@ -44,7 +51,7 @@ from edgeprune.pruning.statistics import (
     measure_statistics,
     read_statistics,
 )
-from edgeprune.pruning.surgery import Layers, cut_layers, write_pruned
+from edgeprune.pruning.surgery import BEFORE, Layers, cut_layers, write_pruned
 from edgeprune.records import digest
 from edgeprune.rundir import RunDirectory
 from edgeprune.strategies import Repair, Strategy
@@ -92,19 +99,42 @@ class Cutting:
         def influence(first: int, count: int) -> float:  # statistics only where a recipe asks
             return self._similarity.influence(first, count)
 
-        plan = follow(self.strategy.planner, self.checkpoint.shape, demand, self._score, influence)
-        finalists = plan.finalists[: self.effort.finalists]
-        if self.strategy.repair is not Repair.LEAST_SQUARES or len(finalists) < 2:
-            return plan
+        def made(components: int) -> Plan:
+            if components:
+                return plan_narrower(self.checkpoint.shape, components, demand, self._score)
+            return follow(self.strategy.planner, self.checkpoint.shape, demand, self._score,
+                          influence)
+
+        repaired = self.strategy.repair is Repair.LEAST_SQUARES
+        if not repaired or self.strategy.planner is not Planner.JOINT or self.effort.finalists < 2:
+            return made(0)
+        plans, none = list[Plan](), None
+        for components in served_components(self.checkpoint.shape):
+            try:
+                plans.append(made(components))
+            except InfeasibleError as error:
+                none = none or error
+            else:
+                if plans[0].cuts == Cuts():
+                    return plans[0]
+        if not plans:
+            raise none or AssertionError
+        return self._best(plans, demand)
+
+    def _best(self, plans: Sequence[Plan], demand: Demand) -> Plan:
+        """Build the best finalists of each plan, and return the one that loses the least."""
+        ranks = zip_longest(*([(plan, cuts) for cuts in plan.finalists] for plan in plans))
+        finalists = [found for rank in ranks for found in rank if found][: self.effort.finalists]
         losses = [self._built_loss(cuts, f"finalist {i + 1} of {len(finalists)}, ")
-                  for i, cuts in enumerate(finalists)]
-        best = min(range(len(finalists)), key=losses.__getitem__)
-        cuts = finalists[best]
+                  for i, (_, cuts) in enumerate(finalists)]
+        plan, cuts = finalists[losses.index(min(losses))]
         shape = cuts.shape(plan.base)
-        change = (f"{describe_change(plan.cuts, cuts)}: loses less when built",) if best else ()
+        change = (() if cuts == plan.cuts else
+                  (f"{describe_change(plan.cuts, cuts)}: loses less when built",))
         return plan.model_copy(update={
-            "cuts": cuts, "shape": shape, "cost": demand.predict(shape), "loss": losses[best],
-            "judged": tuple(losses), "refined": (*plan.refined, *change)})
+            "cuts": cuts, "shape": shape, "cost": demand.predict(shape), "loss": min(losses),
+            "finalists": tuple(cuts for _, cuts in finalists), "judged": tuple(losses),
+            "refined": (*plan.refined, *change)})
 
     def plan_key(self, demand: Demand) -> str:
         """Identify a plan."""
@@ -128,9 +158,17 @@ class Cutting:
         shape, tokens = self.checkpoint.shape, self._calibration.judging
         rope = forward.rope_tables(shape, tokens.shape[1])
         x = forward.embed(self.checkpoint, tokens)
-        for _, weights in self._layers(cuts, trial=which):
-            x = forward.run_layer(x, {n: w.float() for n, w in weights.items()}, shape, rope)
-        (loss,) = forward.losses([forward.Output(x, self._unpruned.head)], self._unpruned, tokens)
+        head = self._unpruned.head
+        for place, stored in self._layers(cuts, trial=which):
+            weights = {name: weight.float() for name, weight in stored.items()}
+            if place == BEFORE:
+                x = weights[forward.EMBEDDING][tokens]
+            elif place == shape.num_hidden_layers:
+                head = forward.Head(weights[forward.FINAL_NORM], weights[forward.PROJECTION],
+                                    shape.rms_norm_eps)
+            else:
+                x = forward.run_layer(x, weights, shape, rope)
+        (loss,) = forward.losses([forward.Output(x, head)], self._unpruned, tokens)
         self._judged.add(cuts, loss)
         return loss.divergence
 
@@ -159,8 +197,9 @@ class Cutting:
         repair = self.strategy.repair if cuts != Cuts() else Repair.NONE
         if repair is Repair.LEAST_SQUARES:
             fitting = self._calibration.trying if trial else self._calibration.fitting
+            basis = self._components[:, : -cuts.components] if cuts.components else None
             return repaired_layers(self.checkpoint, cuts, kept, fitting,
-                                   lambda text: self.notify(trial + text))
+                                   lambda text: self.notify(trial + text), basis)
         if repair is Repair.MAP:
             return mapped_layers(self.checkpoint, cuts, kept, self._calibration.fitting,
                                  self.notify)
@@ -195,6 +234,13 @@ class Cutting:
 
     def _measure(self, path: Path) -> None:
         measure_statistics(self.checkpoint, self._calibration.measuring, path, self.notify)
+
+    @cached_property
+    def _components(self) -> torch.Tensor:
+        return read_components(self.run.make(
+            "components", self._calibration_key, "components.safetensors",
+            lambda file: write_components(principal_components(
+                self.checkpoint, self._calibration.measuring, self.notify), file)))
 
     @cached_property
     def _similarity(self) -> Similarity:

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -13,8 +14,10 @@ from transformers import AutoModelForCausalLM
 from edgeprune.cutting import Cutting
 from edgeprune.data import shipped_text
 from edgeprune.errors import InputError, UsageError
+from edgeprune.export.gguf import export_gguf
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import Cuts
+from edgeprune.model.gguf import GgufModel
 from edgeprune.model.tokenizer import tokenizer_of
 from edgeprune.planning.budget import parse_budget, violation
 from edgeprune.planning.demand import Demand
@@ -23,7 +26,7 @@ from edgeprune.pruning.importance import Criterion, Method
 from edgeprune.rundir import RunDirectory
 from edgeprune.strategies import STRATEGIES, Repair, Strategy, strategy_of
 from tests.planning.test_recipes import MODEL
-from tests.tiny import KINDS, make_tiny
+from tests.tiny import KINDS, hf_logits, make_tiny, within_a_subspace
 
 TEXT = shipped_text("calibration")[:80_000]
 
@@ -106,6 +109,31 @@ def test_the_finalist_that_is_best_when_built_is_taken(tmp_path: Path) -> None:
     # without repair, what is scored is what is built
     bare = replace(cutting, strategy=strategy_of("edgeprune", repair=False))
     assert bare.plan(demand).judged == ()
+
+
+@pytest.mark.parametrize("kind", ["gqa-tied", "mha-untied"])
+def test_components_that_tell_nothing_go_first(kind: str, tmp_path: Path) -> None:
+    model = make_tiny(tmp_path / "model", kind, tokenizer=True, hidden_size=576,
+                      intermediate_size=768, num_hidden_layers=3, initializer_range=0.05)
+    checkpoint = Checkpoint(within_a_subspace(model, 500))
+    cutting = replace(_cutting(checkpoint, strategy_of("edgeprune"), tmp_path / "scratch"),
+                      text=shipped_text("calibration"), effort=Effort.MEDIUM)
+    demand = _demand(checkpoint, "decode > 105%")
+    plan = cutting.plan(demand)
+    assert plan.cuts == Cuts(components=64)
+    assert plan.loss is not None
+    assert plan.loss < 0.01 < max(plan.judged)
+    assert violation(demand.budget.values(plan.cost), demand.limits) == 0
+    cutting.write(plan.cuts, tmp_path / "out")
+    assert Checkpoint(tmp_path / "out").shape == plan.shape
+    tokens = [3, 14, 15, 92, 65, 35]
+    torch.testing.assert_close(hf_logits(tmp_path / "out", tokens), hf_logits(model, tokens),
+                               rtol=0.05, atol=0.05)
+    # what it is deployed as: rows of the heads are longer than the hidden states, which are untied
+    file = tmp_path / "out.gguf"
+    export_gguf(Checkpoint(tmp_path / "out"), None, file, quant="Q4_K_M", name="out")
+    with GgufModel(file, threads=1) as exported:
+        assert np.isfinite(exported.logits(tokens)).all()
 
 
 def test_keys_tell_apart_what_differs_and_only_that(tmp_path: Path) -> None:

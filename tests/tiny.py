@@ -63,6 +63,21 @@ def _byte_level_tokenizer() -> Tokenizer:
     return tokenizer
 
 
+def within_a_subspace(directory: Path, rank: int) -> Path:
+    """Change a model so that its hidden states have no more than `rank` dimensions."""
+    model = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    directions, _ = torch.linalg.qr(torch.randn(model.config.hidden_size, rank))
+    projection = directions @ directions.T
+    with torch.no_grad():
+        embedding = model.model.embed_tokens.weight
+        embedding.copy_(embedding @ projection)
+        for layer in model.model.layers:
+            for written in (layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight):
+                written.copy_(projection @ written)
+    model.save_pretrained(directory)
+    return directory
+
+
 def hf_logits(directory: Path, tokens: list[int]) -> torch.Tensor:
     """Return the logits that stock transformers computes in float32, `(n_tokens, vocab_size)`."""
     model = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32)

@@ -14,6 +14,7 @@ from edgeprune.model.shape import LlamaShape
 from edgeprune.planning.budget import Budget, Metric
 from edgeprune.planning.demand import Demand
 from edgeprune.planning.feasible import check_feasible, nearest_shape
+from edgeprune.planning.widths import served_components
 
 # These need memory to be read: the roofline bounds them.
 _OF_DECODING = {Metric.LATENCY, Metric.DECODE}
@@ -49,7 +50,8 @@ def check_demand(base: LlamaShape, demand: Demand, read_bytes_per_s: float) -> N
         InfeasibleError: No shape that cuts reach holds the limits.
     """
     budget, model = demand.budget, demand.model
-    least = nearest_shape(base, budget, demand.limits, demand.predict)
+    components = served_components(base)
+    least = nearest_shape(base, budget, demand.limits, demand.predict, components)
     bounds = Bounds(
         least=demand.predict(least),
         fixed=model.fixed(least, budget.n_prompt).scaled(demand.factors),
@@ -58,7 +60,7 @@ def check_demand(base: LlamaShape, demand: Demand, read_bytes_per_s: float) -> N
         read_bytes_per_s=read_bytes_per_s,
     )
     check_feasible(base, budget, demand.limits, demand.predict,
-                   bound_hints(budget, demand.limits, bounds))
+                   bound_hints(budget, demand.limits, bounds), components)
 
 
 def bound_hints(

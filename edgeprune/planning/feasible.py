@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from edgeprune.errors import InfeasibleError
+from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape
 from edgeprune.planning.aim import MARGIN, Predict
 from edgeprune.planning.budget import Budget, Metric, violation
@@ -20,6 +21,7 @@ def check_feasible(
     limits: Mapping[Metric, float],
     predict: Predict,
     hints: Sequence[str] = (),
+    components: Sequence[int] = (0,),
 ) -> None:
     """Refuse a budget that each of the smallest shapes violates.
 
@@ -31,11 +33,12 @@ def check_feasible(
         limits: What they come to on the target.
         predict: Predicts the cost of a shape.
         hints: Sentences for the message: what else is known of the bound.
+        components: How many principal components of the hidden states may go.
 
     Raises:
         InfeasibleError: With the least cost that can be reached and the nearest feasible budget.
     """
-    smallest = nearest_shape(base, budget, limits, predict)
+    smallest = nearest_shape(base, budget, limits, predict, components)
     least = budget.values(predict(smallest))
     broken = [metric for metric, limit in limits.items() if least[metric] > limit]
     if not broken:
@@ -46,7 +49,7 @@ def check_feasible(
         f"the unpruned model takes {m.show(whole[m])}" for m in broken
     )
     nearest = ", ".join(f"{m.label} {m.show(least[m] * (1 + MARGIN))}" for m in broken)
-    sentences = [(f"no cut can hold the budget '{budget.text}': with {_left(smallest)} left "
+    sentences = [(f"no cut can hold the budget '{budget.text}': with {_left(base, smallest)} left "
                   "(a third of the layers, the KV groups, the heads in each and the FFN stays), "
                   f"{bounds}"),
                  *(hint.rstrip(".") for hint in hints)]
@@ -58,17 +61,29 @@ def check_feasible(
 
 
 def nearest_shape(
-    base: LlamaShape, budget: Budget, limits: Mapping[Metric, float], predict: Predict
+    base: LlamaShape, budget: Budget, limits: Mapping[Metric, float], predict: Predict,
+    components: Sequence[int] = (0,),
 ) -> LlamaShape:
-    """Return the one of the smallest shapes that comes nearest to the limits, or holds them."""
-    return min(smallest_shapes(base),
-               key=lambda shape: violation(budget.values(predict(shape)), limits))
+    """Return the one of the smallest shapes that comes nearest to the limits, or holds them.
+
+    Args:
+        base: The unpruned shape.
+        budget: The demands.
+        limits: What they come to on the target.
+        predict: Predicts the cost of a shape.
+        components: How many principal components of the hidden states may go.
+    """
+    smallest = (shape for fewer in components
+                for shape in smallest_shapes(Cuts(components=fewer).shape(base)))
+    return min(smallest, key=lambda shape: violation(budget.values(predict(shape)), limits))
 
 
-def _left(shape: LlamaShape) -> str:
+def _left(base: LlamaShape, shape: LlamaShape) -> str:
     layers, heads = shape.num_hidden_layers, shape.num_attention_heads
     text = f"{layers} layer{'s' if layers > 1 else ''} of {heads} head{'s' if heads > 1 else ''}"
     if heads > 1:
         groups = shape.num_key_value_heads
         text += f" in {groups} KV group{'s' if groups > 1 else ''}"
+    if shape.hidden_size < base.hidden_size:
+        text += f", {shape.hidden_size} of {base.hidden_size} components of the hidden states"
     return f"{text} and {shape.intermediate_size} FFN channels"

@@ -136,7 +136,8 @@ def describe_change(old: Cuts, new: Cuts) -> str:
     for name, thing, where in (("kv_groups", "KV group", "in every layer"),
                                ("query_heads", "query head", "in every KV group"),
                                ("ffn_channels", "FFN channel", "in every layer"),
-                               ("hidden_channels", "hidden channel", "in the model")):
+                               ("hidden_channels", "hidden channel", "in the model"),
+                               ("components", "principal component", "in the hidden states")):
         change = getattr(new, name) - getattr(old, name)
         if change < 0:
             back.append(f"{_counted(-change, thing)} back {where}")

@@ -78,6 +78,34 @@ def follow(
     )
 
 
+def plan_narrower(base: LlamaShape, components: int, demand: Demand, score: Score) -> Plan:
+    """Plan jointly for a model that has lost principal components of its hidden states.
+
+    What these lose is not scored: it is added to whatever the other cuts lose, and shows when the
+    finalists are built.
+
+    Args:
+        base: The unpruned shape.
+        components: How many go.
+        demand: What has to hold.
+        score: Returns the loss on calibration text after each of some cuts of the others.
+
+    Raises:
+        InfeasibleError: Nothing holds the budget.
+    """
+    fewer = Cuts(components=components)
+    plan = follow(Planner.JOINT, fewer.shape(base), demand, score, lambda *_: 0.0)
+
+    def with_fewer(cuts: Cuts) -> Cuts:
+        return cuts.model_copy(update={"components": components})
+
+    return plan.model_copy(update={
+        "base": base, "base_cost": demand.predict(base), "cuts": with_fewer(plan.cuts),
+        "finalists": tuple(map(with_fewer, plan.finalists or (plan.cuts,))),
+        "base_loss": plan.base_loss or 0.0,
+        "refined": (describe_change(Cuts(), fewer), *plan.refined)})
+
+
 def _ways(planner: Planner, base: LlamaShape, influence: Influence) -> Iterable[Cuts]:
     """Return what a recipe would cut, ever more of it."""
     count = base.num_hidden_layers

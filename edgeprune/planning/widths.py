@@ -7,7 +7,7 @@ A K-quant packs 256 weights of a row into a block. Where rows are no whole numbe
 quantizer falls back: Q4_K to Q5_0, Q5_K to Q5_1, Q6_K to Q8_0, and to F16 where they are not even
 a multiple of 32. Those types are larger, and Q5_0 and Q5_1 have no repacked kernels on ARM. The
 rows of down_proj are the FFN's width, those of attn_output `num_attention_heads * head_dim`; all
-others are hidden_size, which no plan of ours changes.
+others are hidden_size, which loses principal components, whole blocks at a time.
 
 A share of everything stays, one in `KEEP`: of the layers, of the KV groups, of the query heads in
 each, of the FFN. A smaller shape could be built, and would be fast; it would not be the user's
@@ -20,7 +20,7 @@ from itertools import product
 from typing import NamedTuple
 
 from edgeprune.model.cuts import Cuts
-from edgeprune.model.quantization import K_QUANT_BLOCK
+from edgeprune.model.quantization import K_QUANT_BLOCK, block_widths_below
 from edgeprune.model.shape import LlamaShape
 
 KEEP = 3  # at least one in so many stays: together a ninth of the layers' weights
@@ -74,10 +74,20 @@ def served_hidden(base: LlamaShape) -> tuple[int, ...]:
     """Return by how much narrower hidden states are offered: in steps of what the width has.
 
     Only a published recipe cuts there (LLM-Pruner's channel-wise mode): every weight of the model
-    loses, and prices that were measured at the unpruned width tell less of others.
+    loses.
     """
     width, grain = base.hidden_size, _grain(base.hidden_size)
     return tuple(range(0, width - least_of(width) + 1, grain))
+
+
+def served_components(base: LlamaShape) -> tuple[int, ...]:
+    """Return how many principal components of the hidden states may go, none first.
+
+    What is left is whole K-quant blocks. Each component serves all layers, so at least three
+    quarters stay.
+    """
+    width = base.hidden_size
+    return 0, *(width - left for left in block_widths_below(width) if 4 * left >= 3 * width)
 
 
 def served_heads(base: LlamaShape) -> tuple[tuple[int, int], ...]:

@@ -1,7 +1,7 @@
 """Repaired layers: cut, then fitted to follow the unpruned model, one after another.
 
-In: an open `Checkpoint`, cuts, what each layer keeps, calibration tokens. Out: the weights of each
-layer that stays, in order.
+In: an open `Checkpoint`, cuts, what each layer keeps, calibration tokens; a basis of the hidden
+states when some of their components go. Out: the weights of each layer that stays, in order.
 
 Two streams of hidden states go up through the layers: `x` of the unpruned model, `y` of the pruned
 one as it is so far. Each layer's o_proj and down_proj are fitted by least squares
@@ -9,11 +9,16 @@ one as it is so far. Each layer's o_proj and down_proj are fitted by least squar
 model has at that place. So a projection makes up for what its own layer lost and for what is left
 of all errors before it, and the last one before a dropped span for the span: that includes
 ReplaceMe's linear map (arXiv:2505.02819, eq. 5), which is one of the weights it may come to.
+
+Where the pruned model's hidden states are the first principal components (`edgeprune.pruning.
+components`), y has those only, and what comes as near as it can to x in that basis. Whatever reads
+hidden states, the output head too, then begins with a matrix that least squares gives: what is left
+of a normed y to the normed x, so what can be told of the components that are gone is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -22,17 +27,18 @@ from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import Cuts, Kept, kept_layers
 from edgeprune.pruning import forward
 from edgeprune.pruning.repair import HELD_OUT, NormalEquations, fit
-from edgeprune.pruning.surgery import Layers, slice_layer, stored
+from edgeprune.pruning.surgery import BEFORE, Layers, slice_layer, stored
 
 Notify = Callable[[str], None]
 KEPT_BYTES = 2**29  # an FFN's channels are kept up to this, else computed twice
 _OUT, _DOWN = "self_attn.o_proj", "mlp.down_proj"
+_ROWS = 8192  # of an embedding or an output head in float32 at a time
 
 
 @torch.inference_mode()
 def repaired_layers(
     checkpoint: Checkpoint, cuts: Cuts, kept: Mapping[int, Kept], tokens: Tensor,
-    notify: Notify = lambda _: None,
+    notify: Notify = lambda _: None, basis: Tensor | None = None,
 ) -> Layers:
     """Yield the layers that stay, cut and repaired, by their original numbers.
 
@@ -44,30 +50,42 @@ def repaired_layers(
         kept: What each layer keeps; layers that are not named keep all.
         tokens: Calibration token ids, `(b, t)`; one window in `HELD_OUT` decides on the damping.
         notify: Told how far it is.
+        basis: Orthonormal directions of the hidden states that stay, `(hidden_size, k)`. The
+            embedding is yielded before all layers then, norm and head after them.
     """
-    streams = _Streams(checkpoint, tokens)
+    streams = _Streams(checkpoint, tokens, basis)
     count = checkpoint.shape.num_hidden_layers
     stays = kept_layers(checkpoint.shape, cuts)
+    if basis is not None:
+        yield BEFORE, {forward.EMBEDDING: streams.embedding()}
     streams.skip(range(stays[0]))
     for layer, following in zip(stays, [*stays[1:], count], strict=True):
         notify(f"fitting what is left: layer {layer + 1} of {count}")
         whole = streams.load(layer)
         weights = (slice_layer(whole, checkpoint.shape, kept[layer]) if layer in kept
                    else dict(whole))
+        streams.turn(weights)
         streams.attention(whole, weights)
         streams.ffn(whole, weights, range(layer + 1, following))
         yield layer, stored(weights, checkpoint)
+    if basis is not None:
+        notify("fitting the output head")
+        yield count, streams.head()
 
 
 class _Streams:
-    """Hidden states of the unpruned and of the pruned model, `(b, t, hidden_size)` each."""
+    """Hidden states of the unpruned and of the pruned model, `(b, t, hidden_size)` each.
 
-    def __init__(self, checkpoint: Checkpoint, tokens: Tensor) -> None:
+    The pruned one's are in the basis, when there is one: `(b, t, k)`.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, tokens: Tensor, basis: Tensor | None) -> None:
         self._checkpoint, self._shape = checkpoint, checkpoint.shape
         self._device = forward.compute_device()
         self._rope = forward.rope_tables(self._shape, tokens.shape[1], self._device)
         self._x = forward.embed(checkpoint, tokens).to(self._device)
-        self._y = self._x.clone()
+        self._basis = None if basis is None else basis.to(self._device)
+        self._y = self._turned(self._x).clone()
 
     def load(self, layer: int) -> dict[str, Tensor]:
         return forward.load_layer(self._checkpoint, layer, self._device)
@@ -79,15 +97,64 @@ class _Streams:
             for x in self._windows(self._x):
                 x.copy_(forward.decoder_layer(x, weights, self._shape, self._rope))
 
+    def turn(self, weights: dict[str, Tensor]) -> None:
+        """Put what a layer adds to the hidden states into the basis."""
+        if self._basis is not None:
+            for name in (_OUT, _DOWN):
+                for part in (f"{name}.weight", f"{name}.bias"):
+                    if part in weights:
+                        weights[part] = self._basis.T @ weights[part]
+
+    def embedding(self) -> Tensor:
+        """Return the embedding in the basis."""
+        matrix = self._checkpoint.tensor(forward.EMBEDDING)
+        return _each_row(matrix, self._turned, self._device, self._checkpoint.dtype)
+
+    def head(self) -> dict[str, Tensor]:
+        """Return the final norm and an output head fitted to the pruned stream."""
+        name = (forward.EMBEDDING if self._shape.tie_word_embeddings else forward.PROJECTION)
+        norm = self._checkpoint.tensor(forward.FINAL_NORM).to(self._device).float()
+        matrix, read = self._checkpoint.tensor(name), norm[:, None] * self._reading()
+        dtype = self._checkpoint.dtype
+        return {forward.FINAL_NORM: norm.new_ones(read.shape[1]).to(dtype).cpu(),
+                forward.PROJECTION: _each_row(matrix, lambda rows: rows @ read, self._device,
+                                              dtype)}
+
+    def _turned(self, states: Tensor) -> Tensor:
+        return states if self._basis is None else states @ self._basis
+
+    def _read(self, weights: dict[str, Tensor], norm: str, readers: Sequence[str]) -> None:
+        """Fit what reads the hidden states to those of the pruned model, in the basis."""
+        if self._basis is None:
+            return
+        read = weights[norm][:, None] * self._reading()
+        for name in readers:
+            weights[f"{name}.weight"] = weights[f"{name}.weight"] @ read
+        weights[norm] = read.new_ones(read.shape[1])
+
+    def _reading(self) -> Tensor:
+        """Return the matrix `(h, k)` that makes the normed x of the normed y, by least squares."""
+        basis, eps = self._basis, self._shape.rms_norm_eps
+        if basis is None:
+            raise ValueError("without a basis nothing is read in another way")
+        # y has fewer elements, and less energy: the norm scales it differently
+        energy = self._y.square().mean() / self._x.square().mean()
+        equations = _Equations(basis * energy.sqrt())
+        for x, y in zip(self._windows(self._x), self._windows(self._y), strict=True):
+            equations.add(forward.unit_rms(y, eps), forward.unit_rms(x, eps), None)
+        return equations.solution()
+
     def attention(self, whole: Mapping[str, Tensor], weights: dict[str, Tensor]) -> None:
         """Take both streams through attention, the pruned one through an o_proj fitted anew."""
+        self._read(weights, "input_layernorm.weight",
+                   ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"))
         equations = _Equations(weights[f"{_OUT}.weight"])
         attended = []
         for x, y in zip(self._windows(self._x), self._windows(self._y), strict=True):
             heads = forward.attention_heads(x, whole, self._shape, self._rope)
             x.add_(forward.project_out(heads, whole))
             attended.append(forward.attention_heads(y, weights, self._shape, self._rope))
-            equations.add(attended[-1], x - y, weights.get(f"{_OUT}.bias"))
+            equations.add(attended[-1], self._turned(x) - y, weights.get(f"{_OUT}.bias"))
         weights[f"{_OUT}.weight"] = equations.solution()
         for y, heads in zip(self._windows(self._y), attended, strict=True):
             y.add_(forward.project_out(heads, weights))
@@ -99,6 +166,7 @@ class _Streams:
 
         The unpruned stream goes on through the layers that are dropped after it.
         """
+        self._read(weights, "post_attention_layernorm.weight", ("mlp.gate_proj", "mlp.up_proj"))
         for x in self._windows(self._x):
             x.add_(forward.project_down(forward.ffn_channels(x, whole, self._shape), whole))
         self.skip(dropped)
@@ -108,7 +176,7 @@ class _Streams:
         kept = list[Tensor]()
         for x, y in zip(self._windows(self._x), self._windows(self._y), strict=True):
             channels = forward.ffn_channels(y, weights, self._shape)
-            equations.add(channels, x - y, weights.get(f"{_DOWN}.bias"))
+            equations.add(channels, self._turned(x) - y, weights.get(f"{_DOWN}.bias"))
             if fit_in:
                 kept.append(channels)
         weights[f"{_DOWN}.weight"] = equations.solution()
@@ -139,3 +207,11 @@ class _Equations:
 
     def solution(self) -> Tensor:
         return fit(self._fitting, self._held_out, self._prior)
+
+
+def _each_row(
+    matrix: Tensor, change: Callable[[Tensor], Tensor], device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Change the rows of a large matrix, some at a time."""
+    return torch.cat([change(rows.to(device).float()).to(dtype).cpu()
+                      for rows in matrix.split(_ROWS)])

@@ -22,6 +22,8 @@ from edgeprune.model.shape import LlamaShape
 from edgeprune.model.tensors import layer_specs
 
 Weights = Mapping[str, Tensor]  # of one layer, by name within the layer
+EMBEDDING, FINAL_NORM, PROJECTION = (
+    "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
 
 
 def compute_device() -> torch.device:
@@ -39,7 +41,7 @@ def load_layer(
 
 def embed(checkpoint: Checkpoint, tokens: Tensor) -> Tensor:
     """Return the embeddings of token ids, `(b, t)` to `(b, t, hidden_size)`, float32."""
-    return checkpoint.tensor("model.embed_tokens.weight")[tokens].float()
+    return checkpoint.tensor(EMBEDDING)[tokens].float()
 
 
 class Head(NamedTuple):
@@ -67,8 +69,8 @@ class Head(NamedTuple):
 def output_head(checkpoint: Checkpoint, device: torch.device | None = None) -> Head:
     """Read the final norm and the output head, float32."""
     tied = checkpoint.shape.tie_word_embeddings
-    name = "model.embed_tokens.weight" if tied else "lm_head.weight"
-    return Head(checkpoint.tensor("model.norm.weight").to(device).float(),
+    name = EMBEDDING if tied else PROJECTION
+    return Head(checkpoint.tensor(FINAL_NORM).to(device).float(),
                 checkpoint.tensor(name).to(device).float(), checkpoint.shape.rms_norm_eps)
 
 
@@ -82,8 +84,13 @@ def rope_tables(
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Scale each vector to a root mean square of 1 (arXiv:1910.07467, eq. 4); `(b, t, h)`."""
-    return weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps))
+    """Scale each vector to a root mean square of 1, then weigh (arXiv:1910.07467, eq. 4)."""
+    return weight * unit_rms(x, eps)
+
+
+def unit_rms(x: Tensor, eps: float) -> Tensor:
+    """Scale each vector to a root mean square of 1, without weights; `(..., h)`."""
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
 
 
 def decoder_layer(

@@ -19,7 +19,10 @@ from edgeprune.model.shape import LlamaShape, config_of_shape
 from edgeprune.model.tensors import Axis, TensorSpec, layer_specs, tensor_specs
 from edgeprune.pruning.forward import Weights
 
-Layers = Iterator[tuple[int, Weights]]  # those that stay, by original number, ascending
+# Those that stay, by original number, ascending. What is in no layer may be among them, by its full
+# names, when it is not as in the unpruned model: before all layers, or after them all.
+Layers = Iterator[tuple[int, Weights]]
+BEFORE = -1
 
 
 def prune(
@@ -74,13 +77,18 @@ def write_pruned(
 def _tensors(
     checkpoint: Checkpoint, shape: LlamaShape, layers: Layers, hidden: Sequence[int] | None
 ) -> Iterator[tuple[str, Tensor]]:
-    first, *last = tensor_specs(shape, layers=())
-    yield first.name, keep_hidden(checkpoint.tensor(first.name), first, hidden)
-    for number, (_, weights) in enumerate(layers):
-        for spec in layer_specs(shape, number):
-            yield spec.name, keep_hidden(weights[spec.within], spec, hidden)
-    for spec in last:
-        yield spec.name, keep_hidden(checkpoint.tensor(spec.name), spec, hidden)
+    number, given = 0, set[str]()
+    for place, weights in layers:
+        if place in range(checkpoint.shape.num_hidden_layers):
+            for spec in layer_specs(shape, number):
+                yield spec.name, keep_hidden(weights[spec.within], spec, hidden)
+            number += 1
+        else:
+            given.update(weights)
+            yield from weights.items()
+    for spec in tensor_specs(shape, layers=()):
+        if spec.name not in given:
+            yield spec.name, keep_hidden(checkpoint.tensor(spec.name), spec, hidden)
 
 
 def keep(tensor: Tensor, spec: TensorSpec, kept: Kept, head_dim: int) -> Tensor:

@@ -13,9 +13,10 @@ from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape
 from edgeprune.planning.budget import parse_budget, violation
 from edgeprune.planning.demand import Demand
+from edgeprune.planning.feasible import check_feasible, nearest_shape
 from edgeprune.planning.greedy import Plan
-from edgeprune.planning.recipes import Planner, follow, proportional_widths
-from edgeprune.planning.widths import served_hidden, served_widths
+from edgeprune.planning.recipes import Planner, follow, plan_narrower, proportional_widths
+from edgeprune.planning.widths import served_components, served_hidden, served_widths
 
 BASE = LlamaShape(hidden_size=576, intermediate_size=1536, num_hidden_layers=12,
                   num_attention_heads=9, num_key_value_heads=3, head_dim=64, vocab_size=4096)
@@ -119,3 +120,35 @@ def test_what_a_recipe_alone_cannot_hold_is_refused_with_a_way_on() -> None:
     with pytest.raises(InfeasibleError, match=r"proportional widths alone.*--strategy edgeprune"):
         _plan(Planner.PROPORTIONAL, "decode > 350%")
     assert _plan(Planner.JOINT, "decode > 350%").cuts.layers
+
+
+@pytest.mark.parametrize("text", ["decode > 101%", "decode > 140%", "decode > 200%"])
+def test_without_components_less_else_goes_and_the_budget_holds(text: str) -> None:
+    demand = _demand(text)
+    made = plan_narrower(BASE, 64, demand, _score)
+    assert made.cuts.components == 64
+    assert made.base == BASE
+    assert made.shape == made.cuts.shape(BASE)
+    assert made.shape.hidden_size == 512
+    assert made.cost == demand.predict(made.shape)
+    assert made.base_cost == demand.predict(BASE)
+    assert violation(demand.budget.values(made.cost), demand.limits) == 0
+    assert made.cuts in made.finalists
+    assert all(cuts.components == 64 for cuts in made.finalists)
+    assert "64 principal components dropped" in made.refined[0]
+    assert len(made.cuts.layers) < max(len(_plan(Planner.GREEDY_LAYERS, text).cuts.layers), 2)
+
+
+def test_what_only_fewer_components_can_hold_is_not_called_infeasible() -> None:
+    demand, components = _demand("decode > 101%"), served_components(BASE)
+    wide, narrow = (demand.predict(nearest_shape(BASE, demand.budget, demand.limits, demand.predict,
+                                                 fewer)).token_ms for fewer in ((0,), (64,)))
+    assert narrow < wide
+    budget = parse_budget(f"decode > {2e3 / (narrow + wide)} tokens/s")
+    limits = budget.limits({})
+    check_feasible(BASE, budget, limits, demand.predict, components=components)
+    with pytest.raises(InfeasibleError):
+        check_feasible(BASE, budget, limits, demand.predict)
+    with pytest.raises(InfeasibleError, match="512 of 576 components"):
+        check_feasible(BASE, budget, dict.fromkeys(limits, 1e-6), demand.predict,
+                       components=components)

@@ -13,6 +13,7 @@ from edgeprune.planning.widths import (
     corners,
     ffn_reason,
     heads_reason,
+    served_components,
     served_ffn,
     served_heads,
     served_widths,
@@ -138,3 +139,11 @@ def test_changes_and_widths_are_told_in_words() -> None:
     assert "unpruned" in ffn_reason(WIDE, 1356)
     assert "F16" in heads_reason(SMOLLM2, 2, 3)
     assert "any number" in heads_reason(FREE, 3, 2)
+
+
+@pytest.mark.parametrize(("hidden", "fewer"), [
+    (64, (0,)), (576, (0, 64)), (2048, (0, 256, 512)), (4096, (0, 256, 512, 768, 1024))])
+def test_components_go_in_whole_blocks_and_three_quarters_stay(
+    hidden: int, fewer: tuple[int, ...]
+) -> None:
+    assert served_components(BLOCKS.replace(hidden_size=hidden)) == fewer
