@@ -17,6 +17,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,13 +25,15 @@ from edgeprune.cost import Cost
 from edgeprune.device.session import open_device
 from edgeprune.device.target import load_target
 from edgeprune.errors import InfeasibleError
+from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape, shape_of_config
 from edgeprune.planning.bounds import check_demand
 from edgeprune.planning.budget import Metric, parse_budget
 from edgeprune.planning.demand import Demand
-from edgeprune.planning.greedy import make_plan
+from edgeprune.planning.greedy import Plan
+from edgeprune.planning.recipes import Planner, follow, plan_narrower
 from edgeprune.planning.tables import LossTable
-from edgeprune.planning.widths import least_of, served_ffn, served_heads
+from edgeprune.planning.widths import least_of, served_components, served_ffn, served_heads
 from edgeprune.profiling.profile import Profile, profile
 from edgeprune.records import write_text
 from edgeprune.report.render import plan_lines
@@ -92,8 +95,11 @@ def _levers(shape: LlamaShape, predict: Callable[[LlamaShape], Cost]) -> None:
         num_key_value_heads=groups, num_attention_heads=groups * queries))
     narrow = served_ffn(shape)[-1]
     show(f"FFN cut to {narrow}", shape.replace(intermediate_size=narrow))
+    fewer = served_components(shape)[-1]
+    show(f"hidden states of {shape.hidden_size - fewer} components",
+         Cuts(components=fewer).shape(shape))
     least = least_of(layers)
-    show(f"all of these, {least} layers", shape.replace(
+    show(f"all of these, {least} layers", Cuts(components=fewer).shape(shape).replace(
         num_hidden_layers=least, num_key_value_heads=groups,
         num_attention_heads=groups * queries, intermediate_size=narrow))
 
@@ -103,8 +109,7 @@ def _plan(shape: LlamaShape, demand: Demand, read_bytes_per_s: float) -> None:
     print(f"\n{demand.budget.text}:")
     try:
         check_demand(shape, demand, read_bytes_per_s)
-        plan = make_plan(shape, demand.budget, demand.limits, demand.predict, assumed_losses(shape),
-                         demand.model.error, margin=demand.margin)
+        plan = _with_most_components(shape, demand)
     except InfeasibleError as error:
         print(f"infeasible: {error}")
         return
@@ -114,6 +119,19 @@ def _plan(shape: LlamaShape, demand: Demand, read_bytes_per_s: float) -> None:
     print("\n".join([first, *steps[:3], f"     ... {max(len(steps) - 3, 0)} more", last]))
     print(f"predicted: {plan.cost.decode_tokens_per_s:.1f} tokens/s, 100 tokens in "
           f"{plan.cost.latency_ms(100) / 1e3:.1f} s, {Metric.RAM.show(plan.cost.ram_bytes)} of RAM")
+
+
+def _with_most_components(shape: LlamaShape, demand: Demand) -> Plan:
+    """Plan with as many components of the hidden states as a plan can keep."""
+    losses = assumed_losses(shape)
+    _, *fewer, fewest = served_components(shape)
+    try:
+        return follow(Planner.JOINT, shape, demand, losses, lambda *_: 0.0)
+    except InfeasibleError:
+        for components in fewer:
+            with suppress(InfeasibleError):
+                return plan_narrower(shape, components, demand, losses)
+        return plan_narrower(shape, fewest, demand, losses)
 
 
 def assumed_losses(shape: LlamaShape) -> LossTable:

@@ -50,7 +50,8 @@ def check_feasible(
     )
     nearest = ", ".join(f"{m.label} {m.show(least[m] * (1 + MARGIN))}" for m in broken)
     sentences = [(f"no cut can hold the budget '{budget.text}': with {_left(base, smallest)} left "
-                  "(a third of the layers, the KV groups, the heads in each and the FFN stays), "
+                  "(a third of the layers, the KV groups, the heads in each and the FFN stays, of "
+                  "the hidden states seven eighths), "
                   f"{bounds}"),
                  *(hint.rstrip(".") for hint in hints)]
     raise InfeasibleError(

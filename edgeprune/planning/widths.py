@@ -83,11 +83,11 @@ def served_hidden(base: LlamaShape) -> tuple[int, ...]:
 def served_components(base: LlamaShape) -> tuple[int, ...]:
     """Return how many principal components of the hidden states may go, none first.
 
-    What is left is whole K-quant blocks. Each component serves all layers, so at least three
-    quarters stay.
+    What is left is whole K-quant blocks. Each component serves all layers, so at least seven
+    eighths stay.
     """
     width = base.hidden_size
-    return 0, *(width - left for left in block_widths_below(width) if 4 * left >= 3 * width)
+    return 0, *(width - left for left in block_widths_below(width) if 8 * left >= 7 * width)
 
 
 def served_heads(base: LlamaShape) -> tuple[tuple[int, int], ...]:

@@ -142,8 +142,8 @@ def test_changes_and_widths_are_told_in_words() -> None:
 
 
 @pytest.mark.parametrize(("hidden", "fewer"), [
-    (64, (0,)), (576, (0, 64)), (2048, (0, 256, 512)), (4096, (0, 256, 512, 768, 1024))])
-def test_components_go_in_whole_blocks_and_three_quarters_stay(
+    (64, (0,)), (576, (0, 64)), (1536, (0,)), (2048, (0, 256)), (4096, (0, 256, 512))])
+def test_components_go_in_whole_blocks_and_seven_eighths_stay(
     hidden: int, fewer: tuple[int, ...]
 ) -> None:
     assert served_components(BLOCKS.replace(hidden_size=hidden)) == fewer
