@@ -99,26 +99,27 @@ class Cutting:
         def influence(first: int, count: int) -> float:  # statistics only where a recipe asks
             return self._similarity.influence(first, count)
 
+        shape, planner = self.checkpoint.shape, self.strategy.planner
+
         def made(components: int) -> Plan:
             if components:
-                return plan_narrower(self.checkpoint.shape, components, demand, self._score)
-            return follow(self.strategy.planner, self.checkpoint.shape, demand, self._score,
-                          influence)
+                return plan_narrower(shape, components, demand, self._score)
+            return follow(planner, shape, demand, self._score, influence)
 
         repaired = self.strategy.repair is Repair.LEAST_SQUARES
-        if not repaired or self.strategy.planner is not Planner.JOINT or self.effort.finalists < 2:
-            return made(0)
-        plans, none = list[Plan](), None
-        for components in served_components(self.checkpoint.shape):
+        if not repaired or planner is not Planner.JOINT or self.effort.finalists < 2:
+            return made(0)  # nothing will be built that could tell what components lose
+        plans, refused = list[Plan](), list[InfeasibleError]()
+        for components in served_components(shape):
             try:
                 plans.append(made(components))
             except InfeasibleError as error:
-                none = none or error
+                refused.append(error)
             else:
                 if plans[0].cuts == Cuts():
                     return plans[0]
         if not plans:
-            raise none or AssertionError
+            raise refused[-1]  # that of the fewest components: it came nearest
         return self._best(plans, demand)
 
     def _best(self, plans: Sequence[Plan], demand: Demand) -> Plan:
