@@ -97,8 +97,8 @@ class Calibration(NamedTuple):
 
     @property
     def trying(self) -> Tensor:
-        """What finalists are fitted to, `(b, t)`: every third window."""
-        return self.fitting[::3]
+        """What finalists are fitted to, `(b, t)`: every sixth window."""
+        return self.fitting[::6]
 
     @property
     def measuring(self) -> Tensor:
