@@ -71,7 +71,7 @@ def test_a_machine_whose_cache_holds_none_of_the_shapes_is_given_none() -> None:
     """Without the shape of half the vocabulary the others tell nothing of the head's price."""
     recorded = Profile.read(RECORDED).fitted_anew()
     assert recorded.model.cache_mb == 0
-    assert recorded.model.error["token_ms"] < 0.05  # the recording's own noise is 0.033
+    assert recorded.model.error["token_ms"] < 0.03
 
 
 def test_a_profile_of_a_busy_machine_is_measured_again(
