@@ -17,7 +17,6 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -30,8 +29,7 @@ from edgeprune.model.shape import LlamaShape, shape_of_config
 from edgeprune.planning.bounds import check_demand
 from edgeprune.planning.budget import Metric, parse_budget
 from edgeprune.planning.demand import Demand
-from edgeprune.planning.greedy import Plan
-from edgeprune.planning.recipes import Planner, follow, plan_narrower
+from edgeprune.planning.recipes import joint_plans
 from edgeprune.planning.tables import LossTable
 from edgeprune.planning.widths import least_of, served_components, served_ffn, served_heads
 from edgeprune.profiling.profile import Profile, profile
@@ -109,7 +107,7 @@ def _plan(shape: LlamaShape, demand: Demand, read_bytes_per_s: float) -> None:
     print(f"\n{demand.budget.text}:")
     try:
         check_demand(shape, demand, read_bytes_per_s)
-        plan = _with_most_components(shape, demand)
+        plan, *_ = joint_plans(shape, demand, assumed_losses(shape))  # of the most components
     except InfeasibleError as error:
         print(f"infeasible: {error}")
         return
@@ -119,19 +117,6 @@ def _plan(shape: LlamaShape, demand: Demand, read_bytes_per_s: float) -> None:
     print("\n".join([first, *steps[:3], f"     ... {max(len(steps) - 3, 0)} more", last]))
     print(f"predicted: {plan.cost.decode_tokens_per_s:.1f} tokens/s, 100 tokens in "
           f"{plan.cost.latency_ms(100) / 1e3:.1f} s, {Metric.RAM.show(plan.cost.ram_bytes)} of RAM")
-
-
-def _with_most_components(shape: LlamaShape, demand: Demand) -> Plan:
-    """Plan with as many components of the hidden states as a plan can keep."""
-    losses = assumed_losses(shape)
-    _, *fewer, fewest = served_components(shape)
-    try:
-        return follow(Planner.JOINT, shape, demand, losses, lambda *_: 0.0)
-    except InfeasibleError:
-        for components in fewer:
-            with suppress(InfeasibleError):
-                return plan_narrower(shape, components, demand, losses)
-        return plan_narrower(shape, fewest, demand, losses)
 
 
 def assumed_losses(shape: LlamaShape) -> LossTable:

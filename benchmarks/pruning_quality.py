@@ -33,6 +33,7 @@ from edgeprune.device.session import open_device
 from edgeprune.device.target import load_target
 from edgeprune.errors import InfeasibleError
 from edgeprune.model.checkpoint import Checkpoint
+from edgeprune.model.cuts import Cuts
 from edgeprune.model.gguf import GgufModel
 from edgeprune.model.source import resolve_model
 from edgeprune.planning.budget import parse_budget
@@ -40,6 +41,7 @@ from edgeprune.planning.demand import Demand
 from edgeprune.profiling.profile import Profile, profile
 from edgeprune.pruning import forward
 from edgeprune.pruning.calibration import Effort, Windows, windows
+from edgeprune.pruning.surgery import cut_layers
 from edgeprune.report.render import cuts_in_words
 from edgeprune.rundir import RunDirectory
 from edgeprune.strategies import STRATEGIES, strategy_of
@@ -128,14 +130,8 @@ def evaluate(pruned: Checkpoint, unpruned: Checkpoint, tokenizer: Path) -> dict[
     """Return perplexities and the divergence on the evaluation text."""
     with GgufModel(tokenizer, vocab_only=True) as model:
         tokens = windows(model.tokenize(shipped_text("evaluation")), EVALUATED)
-    ends = []
-    for checkpoint in (unpruned, pruned):
-        rope = forward.rope_tables(checkpoint.shape, EVALUATED.n_tokens)
-        x = forward.embed(checkpoint, tokens)
-        for layer in range(checkpoint.shape.num_hidden_layers):
-            weights = forward.load_layer(checkpoint, layer)
-            x = forward.run_layer(x, weights, checkpoint.shape, rope)
-        ends.append(forward.Output(x, forward.output_head(checkpoint)))
+    ends = [forward.output_of(checkpoint, cut_layers(checkpoint, Cuts(), {}), tokens)
+            for checkpoint in (unpruned, pruned)]
     dense, found = forward.losses(ends, ends[0], tokens)
     return {"dense": math.exp(dense.nats), "perplexity": math.exp(found.nats),
             "increase": found.nats - dense.nats, "kl": found.divergence}

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from edgeprune.errors import InfeasibleError, InputError
+from edgeprune.errors import InputError
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import (
     Cuts,
@@ -29,15 +29,10 @@ from edgeprune.model.cuts import (
 from edgeprune.planning.demand import Demand
 from edgeprune.planning.greedy import Plan
 from edgeprune.planning.moves import describe_change
-from edgeprune.planning.recipes import Planner, follow, plan_narrower
-from edgeprune.planning.widths import served_components
+from edgeprune.planning.recipes import Planner, follow, joint_plans
 from edgeprune.pruning import forward
 from edgeprune.pruning.calibration import Calibration, Effort, calibrate_on
-from edgeprune.pruning.components import (
-    principal_components,
-    read_components,
-    write_components,
-)
+from edgeprune.pruning.components import principal_components
 from edgeprune.pruning.compress import repaired_layers
 from edgeprune.pruning.gradients import Gradients, layer_gradients
 from edgeprune.pruning.hidden import HiddenImportance, hidden_importance
@@ -49,9 +44,10 @@ from edgeprune.pruning.statistics import (
     SIMILARITY,
     Similarity,
     measure_statistics,
+    read_hidden_moments,
     read_statistics,
 )
-from edgeprune.pruning.surgery import BEFORE, Layers, cut_layers, write_pruned
+from edgeprune.pruning.surgery import cut_layers, write_pruned
 from edgeprune.records import digest
 from edgeprune.rundir import RunDirectory
 from edgeprune.strategies import Repair, Strategy
@@ -100,27 +96,12 @@ class Cutting:
             return self._similarity.influence(first, count)
 
         shape, planner = self.checkpoint.shape, self.strategy.planner
-
-        def made(components: int) -> Plan:
-            if components:
-                return plan_narrower(shape, components, demand, self._score)
-            return follow(planner, shape, demand, self._score, influence)
-
         repaired = self.strategy.repair is Repair.LEAST_SQUARES
         if not repaired or planner is not Planner.JOINT or self.effort.finalists < 2:
-            return made(0)  # nothing will be built that could tell what components lose
-        plans, refused = list[Plan](), list[InfeasibleError]()
-        for components in served_components(shape):
-            try:
-                plans.append(made(components))
-            except InfeasibleError as error:
-                refused.append(error)
-            else:
-                if plans[0].cuts == Cuts():
-                    return plans[0]
-        if not plans:
-            raise refused[-1]  # that of the fewest components: it came nearest
-        return self._best(plans, demand)
+            # nothing is built that could tell what components lose
+            return follow(planner, shape, demand, self._score, influence)
+        plans = joint_plans(shape, demand, self._score)
+        return plans[0] if plans[0].cuts == Cuts() else self._best(plans, demand)
 
     def _best(self, plans: Sequence[Plan], demand: Demand) -> Plan:
         """Build the best finalists of each plan, and return the one that loses the least."""
@@ -156,20 +137,8 @@ class Cutting:
         """Return the divergence of a finished model, fitted to fewer windows, nats per token."""
         if (known := self._judged.get(cuts)) is not None:
             return known.divergence
-        shape, tokens = self.checkpoint.shape, self._calibration.judging
-        rope = forward.rope_tables(shape, tokens.shape[1])
-        x = forward.embed(self.checkpoint, tokens)
-        head = self._unpruned.head
-        for place, stored in self._layers(cuts, trial=which):
-            weights = {name: weight.float() for name, weight in stored.items()}
-            if place == BEFORE:
-                x = weights[forward.EMBEDDING][tokens]
-            elif place == shape.num_hidden_layers:
-                head = forward.Head(weights[forward.FINAL_NORM], weights[forward.PROJECTION],
-                                    shape.rms_norm_eps)
-            else:
-                x = forward.run_layer(x, weights, shape, rope)
-        (loss,) = forward.losses([forward.Output(x, head)], self._unpruned, tokens)
+        built = self._run(self._layers(cuts, trial=which))
+        (loss,) = forward.losses([built], self._unpruned, self._calibration.judging)
         self._judged.add(cuts, loss)
         return loss.divergence
 
@@ -181,14 +150,12 @@ class Cutting:
     @cached_property
     def _unpruned(self) -> forward.Output:
         """What the unpruned model makes of the judging text."""
-        shape, tokens = self.checkpoint.shape, self._calibration.judging
-        rope = forward.rope_tables(shape, tokens.shape[1])
-        x = forward.embed(self.checkpoint, tokens)
-        for layer in range(shape.num_hidden_layers):
-            x = forward.run_layer(x, forward.load_layer(self.checkpoint, layer), shape, rope)
-        return forward.Output(x, forward.output_head(self.checkpoint))
+        return self._run(cut_layers(self.checkpoint, Cuts(), {}))
 
-    def _layers(self, cuts: Cuts, *, trial: str = "") -> Layers:
+    def _run(self, layers: forward.Layers) -> forward.Output:
+        return forward.output_of(self.checkpoint, layers, self._calibration.judging)
+
+    def _layers(self, cuts: Cuts, *, trial: str = "") -> forward.Layers:
         """Yield the layers that stay, cut and repaired; on trial (of that name) with less text."""
         self.notify(f"{trial}cutting the weights")
         shape, kept = self.checkpoint.shape, dict[int, Kept]()
@@ -238,10 +205,7 @@ class Cutting:
 
     @cached_property
     def _components(self) -> torch.Tensor:
-        return read_components(self.run.make(
-            "components", self._calibration_key, "components.safetensors",
-            lambda file: write_components(principal_components(
-                self.checkpoint, self._calibration.measuring, self.notify), file)))
+        return principal_components(read_hidden_moments(self._statistics))
 
     @cached_property
     def _similarity(self) -> Similarity:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from edgeprune.model.shape import LlamaShape
-from edgeprune.model.tensors import Axis, TensorSpec, tensor_specs
+from edgeprune.model.tensors import PROJECTION, Axis, TensorSpec, tensor_specs
 
 ALIGNMENT = 32  # each tensor's data is padded to a multiple of this
 FLOAT_FORMATS = ("F32", "F16")
@@ -115,7 +115,7 @@ def _type_of(spec: TensorSpec, shape: LlamaShape, quant: str) -> str:
 
 def _is_head(spec: TensorSpec, shape: LlamaShape) -> bool:
     return spec.axes[0] is Axis.VOCAB and (
-        shape.tie_word_embeddings or spec.name == "lm_head.weight")
+        shape.tie_word_embeddings or spec.name == PROJECTION)
 
 
 def _wanted(spec: TensorSpec, shape: LlamaShape, quant: str) -> str:

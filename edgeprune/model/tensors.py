@@ -12,6 +12,10 @@ from enum import StrEnum
 
 from edgeprune.model.shape import LlamaShape
 
+# What is in no layer.
+EMBEDDING, FINAL_NORM, PROJECTION = (
+    "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
+
 
 class Axis(StrEnum):
     """A dimension that several tensors share; cutting it cuts all of them alike."""
@@ -83,9 +87,9 @@ def tensor_specs(
     shape: LlamaShape, *, layers: Iterable[int] | None = None
 ) -> Iterator[TensorSpec]:
     """Yield the tensors of a Llama, of all its layers or of some, in the order of computation."""
-    yield TensorSpec("model.embed_tokens.weight", (Axis.VOCAB, Axis.HIDDEN))
+    yield TensorSpec(EMBEDDING, (Axis.VOCAB, Axis.HIDDEN))
     for layer in range(shape.num_hidden_layers) if layers is None else layers:
         yield from layer_specs(shape, layer)
-    yield TensorSpec("model.norm.weight", (Axis.HIDDEN,))
+    yield TensorSpec(FINAL_NORM, (Axis.HIDDEN,))
     if not shape.tie_word_embeddings:
-        yield TensorSpec("lm_head.weight", (Axis.VOCAB, Axis.HIDDEN))
+        yield TensorSpec(PROJECTION, (Axis.VOCAB, Axis.HIDDEN))

@@ -22,6 +22,7 @@ from edgeprune.planning.widths import (
     KEEP,
     Widths,
     least_of,
+    served_components,
     served_ffn,
     served_heads,
     served_hidden,
@@ -78,23 +79,42 @@ def follow(
     )
 
 
-def plan_narrower(base: LlamaShape, components: int, demand: Demand, score: Score) -> Plan:
-    """Plan jointly for a model that has lost principal components of its hidden states.
+def joint_plans(base: LlamaShape, demand: Demand, score: Score) -> list[Plan]:
+    """Plan jointly for every number of principal components that may go, none first.
 
     What these lose is not scored: it is added to whatever the other cuts lose, and shows when the
     finalists are built.
 
     Args:
         base: The unpruned shape.
-        components: How many go.
         demand: What has to hold.
         score: Returns the loss on calibration text after each of some cuts of the others.
 
+    Returns:
+        Those that hold the budget; just one where nothing has to be cut.
+
     Raises:
-        InfeasibleError: Nothing holds the budget.
+        InfeasibleError: None does.
     """
+    plans, refused = list[Plan](), list[InfeasibleError]()
+    for components in served_components(base):
+        try:
+            plans.append(_plan_without(components, base, demand, score))
+        except InfeasibleError as error:
+            refused.append(error)
+        else:
+            if plans[0].cuts == Cuts():
+                return plans
+    if not plans:
+        raise refused[-1]  # that of the fewest components: it came nearest
+    return plans
+
+
+def _plan_without(components: int, base: LlamaShape, demand: Demand, score: Score) -> Plan:
     fewer = Cuts(components=components)
     plan = follow(Planner.JOINT, fewer.shape(base), demand, score, lambda *_: 0.0)
+    if not components:
+        return plan
 
     def with_fewer(cuts: Cuts) -> Cuts:
         return cuts.model_copy(update={"components": components})

@@ -25,9 +25,11 @@ from torch import Tensor
 
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import Cuts, Kept, kept_layers
+from edgeprune.model.tensors import EMBEDDING, FINAL_NORM, PROJECTION
 from edgeprune.pruning import forward
+from edgeprune.pruning.forward import BEFORE, Layers
 from edgeprune.pruning.repair import HELD_OUT, NormalEquations, fit
-from edgeprune.pruning.surgery import BEFORE, Layers, slice_layer, stored
+from edgeprune.pruning.surgery import slice_layer, stored
 
 Notify = Callable[[str], None]
 KEPT_BYTES = 2**29  # an FFN's channels are kept up to this, else computed twice
@@ -57,7 +59,7 @@ def repaired_layers(
     count = checkpoint.shape.num_hidden_layers
     stays = kept_layers(checkpoint.shape, cuts)
     if basis is not None:
-        yield BEFORE, {forward.EMBEDDING: streams.embedding()}
+        yield BEFORE, {EMBEDDING: streams.embedding()}
     streams.skip(range(stays[0]))
     for layer, following in zip(stays, [*stays[1:], count], strict=True):
         notify(f"fitting what is left: layer {layer + 1} of {count}")
@@ -107,17 +109,17 @@ class _Streams:
 
     def embedding(self) -> Tensor:
         """Return the embedding in the basis."""
-        matrix = self._checkpoint.tensor(forward.EMBEDDING)
+        matrix = self._checkpoint.tensor(EMBEDDING)
         return _each_row(matrix, self._turned, self._device, self._checkpoint.dtype)
 
     def head(self) -> dict[str, Tensor]:
         """Return the final norm and an output head fitted to the pruned stream."""
-        name = (forward.EMBEDDING if self._shape.tie_word_embeddings else forward.PROJECTION)
-        norm = self._checkpoint.tensor(forward.FINAL_NORM).to(self._device).float()
+        name = EMBEDDING if self._shape.tie_word_embeddings else PROJECTION
+        norm = self._checkpoint.tensor(FINAL_NORM).to(self._device).float()
         matrix, read = self._checkpoint.tensor(name), norm[:, None] * self._reading()
         dtype = self._checkpoint.dtype
-        return {forward.FINAL_NORM: norm.new_ones(read.shape[1]).to(dtype).cpu(),
-                forward.PROJECTION: _each_row(matrix, lambda rows: rows @ read, self._device,
+        return {FINAL_NORM: norm.new_ones(read.shape[1]).to(dtype).cpu(),
+                PROJECTION: _each_row(matrix, lambda rows: rows @ read, self._device,
                                               dtype)}
 
     def _turned(self, states: Tensor) -> Tensor:

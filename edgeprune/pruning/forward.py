@@ -9,7 +9,7 @@ Shapes: b sequences, t tokens, h hidden_size, n query heads, k KV heads, d head_
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,11 +19,13 @@ from torch import Tensor
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.rope import inverse_frequencies
 from edgeprune.model.shape import LlamaShape
-from edgeprune.model.tensors import layer_specs
+from edgeprune.model.tensors import EMBEDDING, FINAL_NORM, PROJECTION, layer_specs
 
 Weights = Mapping[str, Tensor]  # of one layer, by name within the layer
-EMBEDDING, FINAL_NORM, PROJECTION = (
-    "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
+# Layers by original number, ascending. What is in no layer may be among them, by its full names,
+# when it is not as in the checkpoint: before all layers, or after them all.
+Layers = Iterable[tuple[int, Weights]]
+BEFORE = -1
 
 
 def compute_device() -> torch.device:
@@ -161,6 +163,28 @@ class Output(NamedTuple):
     def logits(self, i: int) -> Tensor:
         """Return what sequence `i` predicts of its tokens but the first, `(t - 1, vocab_size)`."""
         return self.head.logits(self.states[i, :-1])
+
+
+def output_of(checkpoint: Checkpoint, layers: Layers, tokens: Tensor) -> Output:
+    """Run some layers on text, with the checkpoint's embedding and head where none are among them.
+
+    Args:
+        checkpoint: Gives the shape that layers share, whatever their widths.
+        layers: Those that are run, as `surgery` and `compress` yield them; consumed once.
+        tokens: Token ids, `(b, t)`.
+    """
+    shape, where = checkpoint.shape, compute_device()
+    rope = rope_tables(shape, tokens.shape[1], where)
+    x, head = embed(checkpoint, tokens).to(where), None
+    for place, stored in layers:
+        weights = {name: weight.to(where).float() for name, weight in stored.items()}
+        if place == BEFORE:
+            x = weights[EMBEDDING][tokens]
+        elif place == shape.num_hidden_layers:
+            head = Head(weights[FINAL_NORM], weights[PROJECTION], shape.rms_norm_eps)
+        else:
+            x = run_layer(x, weights, shape, rope)
+    return Output(x, head or output_head(checkpoint, where))
 
 
 class Loss(NamedTuple):

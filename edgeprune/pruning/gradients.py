@@ -16,10 +16,11 @@ import torch.nn.functional as F  # noqa: N812 - the name that everybody uses
 from torch import Tensor
 
 from edgeprune.model.checkpoint import Checkpoint
+from edgeprune.model.tensors import EMBEDDING, FINAL_NORM, PROJECTION
 from edgeprune.pruning import forward
 
 # The tensors outside the layers, the embedding first.
-OUTER = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
+OUTER = (EMBEDDING, FINAL_NORM, PROJECTION)
 
 
 class Gradients(NamedTuple):

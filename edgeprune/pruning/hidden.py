@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from edgeprune.model.checkpoint import Checkpoint
-from edgeprune.model.tensors import Axis, TensorSpec, layer_specs, tensor_specs
+from edgeprune.model.tensors import PROJECTION, Axis, TensorSpec, layer_specs, tensor_specs
 from edgeprune.pruning import forward
 from edgeprune.pruning.gradients import Gradients, layer_gradients
 from edgeprune.pruning.importance import Criterion, Method, parts_along, reduced
@@ -75,6 +75,6 @@ def _specs(checkpoint: Checkpoint, place: int) -> list[TensorSpec]:
 
 
 def _weight(checkpoint: Checkpoint, spec: TensorSpec) -> Tensor:
-    if spec.name == "lm_head.weight":
+    if spec.name == PROJECTION:
         return forward.output_head(checkpoint).projection
     return checkpoint.tensor(spec.name).float()

@@ -14,9 +14,10 @@ from torch import Tensor
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import Cuts, Kept, kept_layers
 from edgeprune.pruning import forward
+from edgeprune.pruning.forward import Layers
 from edgeprune.pruning.repair import NormalEquations
 from edgeprune.pruning.statistics import read_statistics
-from edgeprune.pruning.surgery import Layers, columns_of, slice_layer, stored
+from edgeprune.pruning.surgery import columns_of, slice_layer, stored
 
 Notify = Callable[[str], None]
 MAP_DAMPING = 1e-4  # towards no change; calibration has many more tokens than a state has numbers

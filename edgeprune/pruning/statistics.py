@@ -1,8 +1,8 @@
 """What the activations of a model are like: one streaming pass over its layers.
 
 In: an open `Checkpoint` and calibration tokens. Out: for each layer the second moments and means of
-what o_proj and down_proj take in, in a directory of safetensors files; how alike the hidden states
-between the layers are.
+what o_proj and down_proj take in, in a directory of safetensors files; of the whole model, those of
+the hidden states; how alike the hidden states between the layers are.
 
 Hidden states are kept, weights are not: of the model one layer is in RAM, besides the largest of
 the second moments, `(intermediate_size, intermediate_size)`.
@@ -23,7 +23,7 @@ from edgeprune.pruning import forward
 from edgeprune.records import Record
 
 COMPARED_TOKENS = 1024  # whose hidden states are kept of every layer, to be compared
-SIMILARITY = "similarity.json"
+SIMILARITY, _HIDDEN = "similarity.json", "hidden"
 Notify = Callable[[str], None]
 
 
@@ -80,16 +80,22 @@ def measure_statistics(
     directory.mkdir(parents=True, exist_ok=True)
     rope = forward.rope_tables(shape, tokens.shape[1], where)
     x = forward.embed(checkpoint, tokens)
-    compared = [_some(x)]
+    compared, hidden = [_some(x)], _Moments()
+
+    def see(states: Tensor) -> None:
+        hidden.add(forward.unit_rms(states, shape.rms_norm_eps))
+
     for layer in range(shape.num_hidden_layers):
         notify(f"activation statistics: layer {layer + 1} of {shape.num_hidden_layers}")
         weights = forward.load_layer(checkpoint, layer, where)
         moments = {"heads": _Moments(), "channels": _Moments()}
         for i, sequence in enumerate(x):
             states = sequence[None].to(where)
+            see(states)
             attended = forward.attention_heads(states, weights, shape, rope)
             moments["heads"].add(attended)
             states = states + forward.project_out(attended, weights)
+            see(states)
             channels = forward.ffn_channels(states, weights, shape)
             moments["channels"].add(channels)
             x[i] = (states + forward.project_down(channels, weights))[0].to(x.device)
@@ -98,6 +104,9 @@ def measure_statistics(
         found["n_tokens"] = torch.tensor(tokens.numel())
         save_file({name: t.cpu() for name, t in found.items()}, _file(directory, layer))
         compared.append(_some(x))
+    for sequence in x:
+        see(sequence[None].to(where))
+    save_file({_HIDDEN: hidden.gram.cpu()}, directory / f"{_HIDDEN}.safetensors")
     similarity = Similarity(cosine=tuple(map(tuple, _cosines(compared))))
     similarity.write(directory / SIMILARITY)
     return similarity
@@ -107,6 +116,15 @@ def read_statistics(directory: Path, layer: int) -> Statistics:
     """Read the statistics of one layer."""
     found = load_file(_file(directory, layer))
     return Statistics(n_tokens=int(found.pop("n_tokens")), **found)
+
+
+def read_hidden_moments(directory: Path) -> Tensor:
+    """Return the sum of z z^T, `(hidden_size, hidden_size)`.
+
+    z are hidden states scaled to a root mean square of 1, as whatever reads them has them: before
+    every attention, before every FFN, before the output head.
+    """
+    return load_file(directory / f"{_HIDDEN}.safetensors")[_HIDDEN]
 
 
 class _Moments:

@@ -17,12 +17,7 @@ from edgeprune.model.checkpoint import Checkpoint, write_checkpoint
 from edgeprune.model.cuts import Cuts, Kept, kept_layers
 from edgeprune.model.shape import LlamaShape, config_of_shape
 from edgeprune.model.tensors import Axis, TensorSpec, layer_specs, tensor_specs
-from edgeprune.pruning.forward import Weights
-
-# Those that stay, by original number, ascending. What is in no layer may be among them, by its full
-# names, when it is not as in the unpruned model: before all layers, or after them all.
-Layers = Iterator[tuple[int, Weights]]
-BEFORE = -1
+from edgeprune.pruning.forward import Layers, Weights
 
 
 def prune(

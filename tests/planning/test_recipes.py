@@ -15,7 +15,7 @@ from edgeprune.planning.budget import parse_budget, violation
 from edgeprune.planning.demand import Demand
 from edgeprune.planning.feasible import check_feasible, nearest_shape
 from edgeprune.planning.greedy import Plan
-from edgeprune.planning.recipes import Planner, follow, plan_narrower, proportional_widths
+from edgeprune.planning.recipes import Planner, follow, joint_plans, proportional_widths
 from edgeprune.planning.widths import served_components, served_hidden, served_widths
 
 BASE = LlamaShape(hidden_size=576, intermediate_size=1536, num_hidden_layers=12,
@@ -125,7 +125,8 @@ def test_what_a_recipe_alone_cannot_hold_is_refused_with_a_way_on() -> None:
 @pytest.mark.parametrize("text", ["decode > 101%", "decode > 140%", "decode > 200%"])
 def test_without_components_less_else_goes_and_the_budget_holds(text: str) -> None:
     demand = _demand(text)
-    made = plan_narrower(BASE, 64, demand, _score)
+    wide, made = joint_plans(BASE, demand, _score)
+    assert wide == _plan(Planner.JOINT, text)
     assert made.cuts.components == 64
     assert made.base == BASE
     assert made.shape == made.cuts.shape(BASE)
@@ -136,7 +137,13 @@ def test_without_components_less_else_goes_and_the_budget_holds(text: str) -> No
     assert made.cuts in made.finalists
     assert all(cuts.components == 64 for cuts in made.finalists)
     assert "64 principal components dropped" in made.refined[0]
-    assert len(made.cuts.layers) < max(len(_plan(Planner.GREEDY_LAYERS, text).cuts.layers), 2)
+    others = made.cuts.model_copy(update={"components": 0})
+    assert _score([others]) < _score([wide.cuts])
+
+
+def test_components_stay_where_nothing_has_to_go() -> None:
+    (made,) = joint_plans(BASE, _demand("decode > 90%"), _score)
+    assert made.cuts == Cuts()
 
 
 def test_what_only_fewer_components_can_hold_is_not_called_infeasible() -> None:
@@ -147,8 +154,13 @@ def test_what_only_fewer_components_can_hold_is_not_called_infeasible() -> None:
     budget = parse_budget(f"decode > {2e3 / (narrow + wide)} tokens/s")
     limits = budget.limits({})
     check_feasible(BASE, budget, limits, demand.predict, components=components)
+    (made,) = joint_plans(BASE, demand.model_copy(update={"budget": budget, "limits": limits}),
+                          _score)
+    assert made.cuts.components == 64
     with pytest.raises(InfeasibleError):
         check_feasible(BASE, budget, limits, demand.predict)
+    nothing = dict.fromkeys(limits, 1e-6)
     with pytest.raises(InfeasibleError, match="512 of 576 components"):
-        check_feasible(BASE, budget, dict.fromkeys(limits, 1e-6), demand.predict,
-                       components=components)
+        check_feasible(BASE, budget, nothing, demand.predict, components=components)
+    with pytest.raises(InfeasibleError):
+        joint_plans(BASE, demand.model_copy(update={"budget": budget, "limits": nothing}), _score)

@@ -10,7 +10,13 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from edgeprune.model.checkpoint import Checkpoint
-from edgeprune.pruning.statistics import SIMILARITY, Similarity, measure_statistics, read_statistics
+from edgeprune.pruning.statistics import (
+    SIMILARITY,
+    Similarity,
+    measure_statistics,
+    read_hidden_moments,
+    read_statistics,
+)
 
 TOKENS = torch.randint(0, 128, (3, 12), generator=torch.Generator().manual_seed(1))
 
@@ -49,3 +55,19 @@ def test_similarity_is_the_mean_cosine_of_hidden_states(tiny: Path, tmp_path: Pa
     for first, count in ((0, 1), (1, 1), (1, 2), (0, 4)):
         cosine = torch.cosine_similarity(states[first], states[first + count], dim=-1).mean()
         assert similarity.influence(first, count) == pytest.approx(1 - float(cosine), abs=1e-4)
+
+
+def test_hidden_states_are_seen_wherever_something_reads_them(tiny: Path, tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tiny)
+    measure_statistics(checkpoint, TOKENS, tmp_path)
+    model = LlamaForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    seen: list[Tensor] = []
+    for norm in (*(n for layer in model.model.layers for n in (
+            layer.input_layernorm, layer.post_attention_layernorm)), model.model.norm):
+        norm.register_forward_hook(
+            lambda norm, _, y: seen.append((y / norm.weight).flatten(0, 1)))
+    with torch.inference_mode():
+        model(TOKENS)
+    assert len(seen) == 2 * checkpoint.shape.num_hidden_layers + 1
+    z = torch.cat(seen)
+    torch.testing.assert_close(read_hidden_moments(tmp_path), z.T @ z, rtol=1e-3, atol=1e-2)
