@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -104,18 +103,20 @@ class Cutting:
         return plans[0] if plans[0].cuts == Cuts() else self._best(plans, demand)
 
     def _best(self, plans: Sequence[Plan], demand: Demand) -> Plan:
-        """Build the best finalists of each plan, and return the one that loses the least."""
-        ranks = zip_longest(*([(plan, cuts) for cuts in plan.finalists] for plan in plans))
-        finalists = [found for rank in ranks for found in rank if found][: self.effort.finalists]
-        losses = [self._built_loss(cuts, f"finalist {i + 1} of {len(finalists)}, ")
-                  for i, (_, cuts) in enumerate(finalists)]
-        plan, cuts = finalists[losses.index(min(losses))]
+        """Build the best of each plan, then what comes next to the one that loses the least."""
+        finalists = [plan.cuts for plan in plans]
+        losses = [self._built_loss(cuts, i) for i, cuts in enumerate(finalists, 1)]
+        plan = plans[losses.index(min(losses))]
+        for cuts in plan.finalists[1 : 1 + self.effort.finalists - len(plans)]:
+            finalists.append(cuts)
+            losses.append(self._built_loss(cuts, len(finalists)))
+        cuts = finalists[losses.index(min(losses))]
         shape = cuts.shape(plan.base)
         change = (() if cuts == plan.cuts else
                   (f"{describe_change(plan.cuts, cuts)}: loses less when built",))
         return plan.model_copy(update={
             "cuts": cuts, "shape": shape, "cost": demand.predict(shape), "loss": min(losses),
-            "finalists": tuple(cuts for _, cuts in finalists), "judged": tuple(losses),
+            "finalists": tuple(finalists), "judged": tuple(losses),
             "refined": (*plan.refined, *change)})
 
     def plan_key(self, demand: Demand) -> str:
@@ -133,11 +134,11 @@ class Cutting:
     # --- how it is done --------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def _built_loss(self, cuts: Cuts, which: str) -> float:
+    def _built_loss(self, cuts: Cuts, number: int) -> float:
         """Return the divergence of a finished model, fitted to fewer windows, nats per token."""
         if (known := self._judged.get(cuts)) is not None:
             return known.divergence
-        built = self._run(self._layers(cuts, trial=which))
+        built = self._run(self._layers(cuts, trial=f"finalist {number}, "))
         (loss,) = forward.losses([built], self._unpruned, self._calibration.judging)
         self._judged.add(cuts, loss)
         return loss.divergence

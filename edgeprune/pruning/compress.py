@@ -66,6 +66,7 @@ def repaired_layers(
         whole = streams.load(layer)
         weights = (slice_layer(whole, checkpoint.shape, kept[layer]) if layer in kept
                    else dict(whole))
+        whole = streams.quick(whole)
         streams.turn(weights)
         streams.attention(whole, weights)
         streams.ffn(whole, weights, range(layer + 1, following))
@@ -83,7 +84,7 @@ class _Streams:
 
     def __init__(self, checkpoint: Checkpoint, tokens: Tensor, basis: Tensor | None) -> None:
         self._checkpoint, self._shape = checkpoint, checkpoint.shape
-        self._device = forward.compute_device()
+        self._device, self._dtype = forward.compute_device(), forward.quick_dtype(checkpoint)
         self._rope = forward.rope_tables(self._shape, tokens.shape[1], self._device)
         self._x = forward.embed(checkpoint, tokens).to(self._device)
         self._basis = None if basis is None else basis.to(self._device)
@@ -92,10 +93,14 @@ class _Streams:
     def load(self, layer: int) -> dict[str, Tensor]:
         return forward.load_layer(self._checkpoint, layer, self._device)
 
+    def quick(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return weights as the streams are taken through them."""
+        return {name: weight.to(self._dtype) for name, weight in weights.items()}
+
     def skip(self, layers: range) -> None:
         """Take the unpruned stream through layers that the pruned model does not have."""
         for layer in layers:
-            weights = self.load(layer)
+            weights = self.quick(self.load(layer))
             for x in self._windows(self._x):
                 x.copy_(forward.decoder_layer(x, weights, self._shape, self._rope))
 
@@ -151,15 +156,16 @@ class _Streams:
         self._read(weights, "input_layernorm.weight",
                    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"))
         equations = _Equations(weights[f"{_OUT}.weight"])
-        attended = []
+        attended, quick = [], self.quick(weights)
         for x, y in zip(self._windows(self._x), self._windows(self._y), strict=True):
             heads = forward.attention_heads(x, whole, self._shape, self._rope)
             x.add_(forward.project_out(heads, whole))
-            attended.append(forward.attention_heads(y, weights, self._shape, self._rope))
+            attended.append(forward.attention_heads(y, quick, self._shape, self._rope))
             equations.add(attended[-1], self._turned(x) - y, weights.get(f"{_OUT}.bias"))
         weights[f"{_OUT}.weight"] = equations.solution()
+        quick = self.quick(weights)
         for y, heads in zip(self._windows(self._y), attended, strict=True):
-            y.add_(forward.project_out(heads, weights))
+            y.add_(forward.project_out(heads, quick))
 
     def ffn(
         self, whole: Mapping[str, Tensor], weights: dict[str, Tensor], dropped: range
@@ -175,16 +181,17 @@ class _Streams:
         equations = _Equations(weights[f"{_DOWN}.weight"])
         width = weights[f"{_DOWN}.weight"].shape[1]
         fit_in = 4 * self._y.shape[0] * self._y.shape[1] * width <= KEPT_BYTES
-        kept = list[Tensor]()
+        kept, quick = list[Tensor](), self.quick(weights)
         for x, y in zip(self._windows(self._x), self._windows(self._y), strict=True):
-            channels = forward.ffn_channels(y, weights, self._shape)
+            channels = forward.ffn_channels(y, quick, self._shape)
             equations.add(channels, self._turned(x) - y, weights.get(f"{_DOWN}.bias"))
             if fit_in:
                 kept.append(channels)
         weights[f"{_DOWN}.weight"] = equations.solution()
+        quick = self.quick(weights)
         for i, y in enumerate(self._windows(self._y)):
-            channels = kept[i] if kept else forward.ffn_channels(y, weights, self._shape)
-            y.add_(forward.project_down(channels, weights))
+            channels = kept[i] if kept else forward.ffn_channels(y, quick, self._shape)
+            y.add_(forward.project_down(channels, quick))
 
     @staticmethod
     def _windows(states: Tensor) -> Iterator[Tensor]:

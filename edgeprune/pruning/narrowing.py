@@ -80,9 +80,9 @@ class Narrowing:
         if key in self._fitted:
             return self._fitted[key]
         gram: Tensor = getattr(read_statistics(statistics, layer), moments).to(weight.device)
-        columns = columns_of(units, width).to(weight.device)
-        equations = NormalEquations(gram[columns][:, columns], weight @ gram[:, columns])
-        fitted = equations.solve(weight[:, columns], DAMPING)
+        columns, whole = columns_of(units, width).to(weight.device), weight.float()
+        equations = NormalEquations(gram[columns][:, columns], whole @ gram[:, columns])
+        fitted = equations.solve(whole[:, columns], DAMPING).to(weight.dtype)
         if self._bytes + fitted.nbytes <= KEPT_BYTES:
             self._fitted[key] = fitted
             self._bytes += fitted.nbytes

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-DAMPINGS = (0.003, 0.03, 0.3, 3.0)
+DAMPINGS = (0.03, 0.3, 3.0, 30.0)  # the less text, the larger the best
 HELD_OUT = 8  # one window in so many
 
 
@@ -56,6 +56,11 @@ class NormalEquations:
         fitted = torch.addmm(self.cross, weight, self.gram, beta=-2)
         return float((fitted * weight).sum()) + self.power
 
+    def beyond(self, prior: Tensor) -> NormalEquations:
+        """Return the equations of what `prior`, `(h, k)`, lacks: of T - W X instead of T."""
+        return NormalEquations(self.gram, torch.addmm(self.cross, prior, self.gram, alpha=-1),
+                               self.error(prior))
+
     def solve(self, prior: Tensor, damping: float) -> Tensor:
         """Return the weights `(h, k)` of least squares, damped towards `prior`.
 
@@ -63,14 +68,17 @@ class NormalEquations:
             prior: Weights as they are, `(h, k)`.
             damping: Share of the mean of the gram matrix's diagonal.
         """
+        return prior + self.beyond(prior).change(damping)
+
+    def change(self, damping: float) -> Tensor:
+        """Return the weights `(h, k)` of least squares, damped towards zero."""
         gram = self.gram.clone()
         mean = gram.diagonal().mean()
         if not mean > 0:
-            return prior
+            return torch.zeros_like(self.cross)
         gram.diagonal().add_(damping * mean)
-        missing = torch.addmm(self.cross, prior, self.gram, alpha=-1)
         factor = torch.linalg.cholesky(gram)
-        return prior + torch.cholesky_solve(missing.T, factor).T
+        return torch.cholesky_solve(self.cross.T, factor).T
 
 
 def fit(
@@ -82,9 +90,10 @@ def fit(
     They are fitted to all windows then. Where no damping does better there than `prior`, that is
     returned.
     """
-    best, error = None, held_out.error(prior)
+    fitting, held_out = fitting.beyond(prior), held_out.beyond(prior)
+    best, error = None, held_out.power
     for damping in dampings:
-        found = held_out.error(fitting.solve(prior, damping))
+        found = held_out.error(fitting.change(damping))
         if found < error:
             best, error = damping, found
-    return prior if best is None else (fitting + held_out).solve(prior, best)
+    return prior if best is None else prior + (fitting + held_out).change(best)

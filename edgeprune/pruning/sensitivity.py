@@ -141,22 +141,22 @@ class LossScorer:
 
 
 class LayerCache:
-    """The weights of layers in float32, kept in RAM while they fit in `LAYER_CACHE_BYTES`."""
+    """The weights of layers, kept in RAM while they fit in `LAYER_CACHE_BYTES`."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         """Start empty."""
         self.device = forward.compute_device()
-        self._checkpoint = checkpoint
+        self._checkpoint, self._dtype = checkpoint, forward.quick_dtype(checkpoint)
         self._kept: dict[int, Mapping[str, Tensor]] = {}
         shape = checkpoint.shape
-        layer_bytes = 4 * (shape.attention_weights + shape.ffn_weights)
+        layer_bytes = self._dtype.itemsize * (shape.attention_weights + shape.ffn_weights)
         self._room = LAYER_CACHE_BYTES // layer_bytes
 
     def __getitem__(self, layer: int) -> Mapping[str, Tensor]:
         """Return one layer's weights by their names within the layer."""
         if layer in self._kept:
             return self._kept[layer]
-        weights = forward.load_layer(self._checkpoint, layer, self.device)
+        weights = forward.load_layer(self._checkpoint, layer, self.device, self._dtype)
         if len(self._kept) >= max(self._room, 1):
             # sweeps go upwards: the last layer kept is the one that is needed last
             self._kept.pop(max(self._kept))

@@ -87,7 +87,7 @@ def measure_statistics(
 
     for layer in range(shape.num_hidden_layers):
         notify(f"activation statistics: layer {layer + 1} of {shape.num_hidden_layers}")
-        weights = forward.load_layer(checkpoint, layer, where)
+        weights = forward.load_layer(checkpoint, layer, where, forward.quick_dtype(checkpoint))
         moments = {"heads": _Moments(), "channels": _Moments()}
         for i, sequence in enumerate(x):
             states = sequence[None].to(where)
