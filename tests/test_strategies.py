@@ -123,6 +123,8 @@ def test_components_that_tell_nothing_go_first(kind: str, tmp_path: Path) -> Non
     assert plan.cuts == Cuts(components=64)
     assert plan.loss is not None
     assert plan.loss < 0.01 < max(plan.judged)
+    # the best of each, then those of the better one
+    assert [cuts.components for cuts in plan.finalists] == [0, *[64] * (len(plan.judged) - 1)]
     assert violation(demand.budget.values(plan.cost), demand.limits) == 0
     cutting.write(plan.cuts, tmp_path / "out")
     assert Checkpoint(tmp_path / "out").shape == plan.shape

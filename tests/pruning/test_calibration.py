@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from edgeprune.data import shipped_text
 from edgeprune.errors import InputError
 from edgeprune.pruning.calibration import Effort, Windows, calibrate_on, windows
+from edgeprune.pruning.repair import HELD_OUT
 
 
 @given(count=st.integers(1, 8), length=st.integers(2, 64), extra=st.integers(0, 5000))
@@ -37,6 +38,8 @@ def test_the_shipped_text_is_long_enough_for_any_effort(smollm2: Path, effort: E
     found = calibrate_on(shipped_text("calibration"), smollm2 / "tokenizer.gguf", effort)
     assert tuple(found.fitting.shape) == effort.fitting
     assert tuple(found.scoring.shape) == effort.scoring
+    if effort.finalists > 1:
+        assert len(found.trying) >= HELD_OUT  # less would leave no window to choose a damping by
     fitted = {tuple(window) for window in found.fitting.unfold(1, 32, 1).flatten(0, 1).tolist()}
     assert not fitted & {tuple(window[:32]) for window in found.scoring.tolist()}
 

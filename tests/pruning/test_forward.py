@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from transformers import LlamaForCausalLM
@@ -47,3 +48,24 @@ def test_hidden_states_and_loss_equal_those_of_transformers(tiny: Path) -> None:
 
 def test_biases_are_heeded(tmp_path: Path) -> None:
     _compare(make_tiny(tmp_path, "mha-untied", attention_bias=True, mlp_bias=True))
+
+
+def test_a_model_of_32_bits_is_never_rounded(tiny: Path) -> None:
+    assert forward.quick_dtype(Checkpoint(tiny)) == torch.float32
+
+
+@pytest.mark.smollm2
+def test_quick_products_lose_next_to_nothing(smollm2: Path) -> None:
+    checkpoint = Checkpoint(smollm2)
+    rope = forward.rope_tables(checkpoint.shape, TOKENS.shape[1])
+    ends = []
+    for dtype in (torch.float32, torch.bfloat16):
+        x = forward.embed(checkpoint, TOKENS)
+        for layer in range(checkpoint.shape.num_hidden_layers):
+            weights = forward.load_layer(checkpoint, layer, dtype=dtype)
+            x = forward.run_layer(x, weights, checkpoint.shape, rope)
+        assert x.dtype == torch.float32
+        ends.append(forward.Output(x, forward.output_head(checkpoint)))
+    with torch.inference_mode():
+        (loss,) = forward.losses(ends[1:], ends[0], TOKENS)
+    assert 0 < loss.divergence < 0.01  # a layer of 30 less is 0.06 at least
