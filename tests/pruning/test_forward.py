@@ -69,3 +69,16 @@ def test_quick_products_lose_next_to_nothing(smollm2: Path) -> None:
     with torch.inference_mode():
         (loss,) = forward.losses(ends[1:], ends[0], TOKENS)
     assert 0 < loss.divergence < 0.01  # a layer of 30 less is 0.06 at least
+
+
+def test_divergences_of_large_vocabularies_are_exact() -> None:
+    generator = torch.Generator().manual_seed(3)
+    states, tokens = torch.randn(4, 128, 8, generator=generator), torch.zeros(4, 128).long()
+    head = forward.Head(torch.full((8,), 2.0), torch.randn(49152, 8, generator=generator), 1e-6)
+    unpruned = forward.Output(states, head)
+    pruned = forward.Output(states + 0.3 * torch.randn(states.shape, generator=generator), head)
+    with torch.inference_mode():
+        same, other = forward.losses([unpruned, pruned], unpruned, tokens)
+        p, q = (one.logits(slice(0, 4)).double().log_softmax(-1) for one in (unpruned, pruned))
+    assert same.divergence < 1e-5
+    assert abs(other.divergence - float((p.exp() * (p - q)).sum(-1).mean())) < 1e-4
