@@ -1,11 +1,12 @@
 """Print how far the cost model's predictions are from measurements of shapes it was not fitted to.
 
-    python benchmarks/cost_model.py --target local [--seconds 600]
+    python benchmarks/cost_model.py --target local [--seconds 900]
     python benchmarks/cost_model.py --target qemu-arm64    (boots the emulated machine if need be)
 
 The profile's shapes and the unseen ones, SmolLM2 with fewer layers, heads, FFN channels, components
 of the hidden states and with other requests, are measured in turn in one job, so that what the
-machine's speed does meanwhile does not count as an error; only the profile's shapes are fitted.
+machine's speed does meanwhile does not count as an error; only the profile's shapes are fitted. It
+lasts, like a profile, until times are known to one per cent, or the seconds are used up.
 Errors are predicted/measured - 1.
 """
 
@@ -31,11 +32,18 @@ from edgeprune.model.shape import LlamaShape
 from edgeprune.model.source import resolve_model
 from edgeprune.profiling.design import DesignPoint, Pace, design
 from edgeprune.profiling.fit import Point, fit_cost_model
-from edgeprune.profiling.profile import Sample, measure_points, points_of, try_out, typical
+from edgeprune.profiling.profile import (
+    Sample,
+    measure_points,
+    points_of,
+    precision_of,
+    try_out,
+    typical,
+)
 from tests.arm import machine as arm
 
 ROOT = Path(__file__).parent.parent
-QUANT = "Q4_K_M"
+QUANT, MOST_ROUNDS = "Q4_K_M", 500
 # Layers, KV groups, query heads in each, FFN, hidden size; prompt and new tokens as shares of the
 # profile's.
 UNSEEN = (
@@ -54,7 +62,7 @@ def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="Check the cost model on unseen shapes.")
     parser.add_argument("--target", default="local", help="'local', 'qemu-arm64', or any other")
-    parser.add_argument("--seconds", type=float, default=480, help="rounds begin within these")
+    parser.add_argument("--seconds", type=float, default=900, help="rounds begin within these")
     arguments = parser.parse_args()
     shape = Checkpoint(resolve_model("smollm2")[1]).shape
     is_emulated = arguments.target == "qemu-arm64"
@@ -68,7 +76,7 @@ def main() -> int:
         order = sorted(range(len(fitted) + len(unseen)), key=lambda i: i % len(fitted))
         points = [*fitted, *unseen]
         measured, laid = measure_points(device, [points[i] for i in order], QUANT, pilot,
-                                        seconds=arguments.seconds)
+                                        seconds=arguments.seconds, rounds=MOST_ROUNDS)
         samples = [sample for _, sample in sorted(zip(order, measured, strict=True),
                                                   key=lambda pair: pair[0])]
         print(f"{device.target.name}: {device.facts.describe()}; {datetime.now(UTC):%Y-%m-%d}; "
@@ -102,7 +110,8 @@ def _report(samples: Sequence[Sample], n_fitted: int, metadata: int, device: Dev
     blocks = samples[-1].block + 1
     print(f"{n_fitted} shapes fitted, {len(points) - n_fitted} unseen, {min(rounds)} to "
           f"{max(rounds)} requests of each, in turn, {blocks} block{'s' if blocks > 1 else ''}; "
-          f"disturbances: {'; '.join(sorted({*samples[0].measurement.disturbances})) or 'none'}")
+          f"disturbances: {'; '.join(sorted({*samples[0].measurement.disturbances})) or 'none'}; "
+          f"times known to {precision_of(samples):.1%}")
     print("expected (each fitted shape left out in turn): " + ", ".join(
         f"{name} {model.error[name]:.1%}" for name in ("token_ms", "ttft_ms", "ram_bytes")))
     print(f"cache found: {model.cache_mb:.0f} MB" if model.cache_mb else "cache found: none")

@@ -196,7 +196,7 @@ def measure(
 
 def measure_in_turn(
     device: Device, subjects: Sequence[Subject], workload: Workload, what: str,
-    *, seconds: float | None = None, attempts: int = ATTEMPTS,
+    *, seconds: float | None = None, precision: float | None = None, attempts: int = ATTEMPTS,
 ) -> list[Measurement]:
     """Measure models in turn, whatever RAM they take together; else as `measure`.
 
@@ -206,10 +206,12 @@ def measure_in_turn(
         workload: The requests of each.
         what: Said to the user while it runs.
         seconds: No further round is begun after these, three rounds or more having been made.
+        precision: Nor once the models' times are known this well, as a share (one sigma).
         attempts: How often at most, when the machine is disturbed.
     """
-    spec = {"kind": "bench", "threads": device.threads, "seconds": seconds, "n_ubatch": UBATCH,
-            **workload.model_dump(), "models": [subject.spec() for subject in subjects]}
+    spec = {"kind": "bench", "threads": device.threads, "seconds": seconds, "precision": precision,
+            "n_ubatch": UBATCH, **workload.model_dump(),
+            "models": [subject.spec() for subject in subjects]}
     for attempt in range(attempts):
         again = f" (busy machine: attempt {attempt + 1})" if attempt else ""
         result = device.run_job(spec, what + again)

@@ -6,7 +6,8 @@ Jobs, by `kind`:
     info       what the runtime is
     bandwidth  "threads": how fast that many threads read memory together
     bench      requests: "models", "n_prompt", "n_new", "n_ctx", "n_ubatch", "warmup", "requests",
-               "threads", "seconds" (no further round after these)
+               "threads", "seconds" (no further round after these), "precision" (nor once the
+               times are known this well: `standard_error`)
 
 A model is {"path"}, a whole GGUF file, or {"header", "size_bytes"}: the header of a quantized GGUF
 file; the data behind it is left as a hole, which reads as zero blocks: speed depends on shapes and
@@ -23,19 +24,23 @@ import contextlib
 import ctypes
 import importlib.util
 import json
+import math
 import os
 import random
 import signal
+import statistics
 import sys
 import threading
 import time
 import traceback
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 SETTLE_S = 0.1
+SCAN_S = 1.0  # long enough for a quiet moment: 30 ms told less than decoding reached
+LEAST_ROUNDS, LEAST_TO_JUDGE = 3, 6  # whatever "seconds" says; before "precision" is looked at
 SEED = 20240229  # prompts are the same token ids in every run
 
 
@@ -116,14 +121,16 @@ def bench(spec: dict[str, Any], job: Path) -> dict[str, Any]:
         workers.append(Worker({**spec, **model}, job / f"model-{number}.gguf"))
         workers[-1].answer()  # loaded and warm, before the next one loads
     processes = [os.getpid(), *(worker.pid for worker in workers)]
+    took: list[list[int]] = [[] for _ in workers]
     before = machine_state(processes)
     with (job / "samples.jsonl").open("w") as samples:
         begin = time.monotonic()
         for turn in range(spec["requests"]):
-            if turn >= 3 and spec.get("seconds") and time.monotonic() - begin > spec["seconds"]:
+            if is_enough(spec, turn, time.monotonic() - begin, took):
                 break
             for number, worker in enumerate(workers):
                 sample = {"model": number, **worker.ask("request")}
+                took[number].append(sample["token_ns"][-1])
                 samples.write(json.dumps(sample) + "\n")
                 samples.flush()
     after = machine_state(processes)
@@ -132,6 +139,43 @@ def bench(spec: dict[str, Any], job: Path) -> dict[str, Any]:
         "after": after,
         "models": [worker.ask("end") for worker in workers],
     }
+
+
+def is_enough(
+    spec: dict[str, Any], rounds: int, seconds: float, took: Sequence[Sequence[float]]
+) -> bool:
+    """Return whether these rounds are enough, by the time they took or by how well they agree."""
+    if rounds >= LEAST_ROUNDS and spec.get("seconds") and seconds > spec["seconds"]:
+        return True
+    precision: Any = spec.get("precision")
+    return bool(precision) and rounds >= LEAST_TO_JUDGE and standard_error(took) <= precision
+
+
+def standard_error(took: Sequence[Sequence[float]]) -> float:
+    """Return how well the models' times are known, as a share of them: of the middle model.
+
+    That of a median of n samples, pi/2 (sigma^2/n) of its square, sigma from the median absolute
+    deviation: what the machine does to single requests says little. What it does to a whole round
+    falls out, since only the models' ratios count.
+
+    Args:
+        took: Times by model and round, `(models, rounds)`; two models at least, else it is 0.
+    """
+    models = [centred([math.log(time) for time in times]) for times in took]
+    # of each round what befell all models
+    common = [statistics.median(model[turn] for model in models) for turn in range(len(models[0]))]
+    errors = []
+    for model in models:
+        own = centred([model[turn] - drift for turn, drift in enumerate(common)])
+        sigma = 1.4826 * statistics.median(abs(value) for value in own)
+        errors.append(sigma * math.sqrt(math.pi / 2 / len(own)))
+    return statistics.median(errors)
+
+
+def centred(values: Sequence[float]) -> list[float]:
+    """Return values less their median."""
+    middle = statistics.median(values)
+    return [value - middle for value in values]
 
 
 class Worker:
@@ -330,8 +374,9 @@ def bandwidth(spec: dict[str, Any], _job: Path) -> dict[str, Any]:
     def scan(number: int) -> None:
         libc.memchr(buffers[number], 0, size)
 
-    seconds = []
-    for _ in range(8):
+    seconds: list[float] = []
+    end = time.monotonic() + SCAN_S
+    while len(seconds) < 8 or time.monotonic() < end:
         readers = [threading.Thread(target=scan, args=(n,)) for n in range(threads)]
         began = time.perf_counter()
         for reader in readers:

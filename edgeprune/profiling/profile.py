@@ -19,6 +19,7 @@ import numpy as np
 from edgeprune.cost import UBATCH, Cost, CostModel, context_tokens, kv_cache_bytes
 from edgeprune.device.measure import Measurement, Subject, Workload, measure_in_turn
 from edgeprune.device.probe import DeviceFacts
+from edgeprune.device.runner import standard_error
 from edgeprune.device.runtime import LLAMA_CPP_PYTHON
 from edgeprune.device.session import Device
 from edgeprune.export.gguf import header_of
@@ -29,7 +30,10 @@ from edgeprune.profiling.fit import Point, fit_cost_model
 from edgeprune.profiling.polish import typical_times
 from edgeprune.records import Record, __version__, digest
 
-ROUNDS, SECONDS = 16, 150  # of all blocks; three rounds of each are measured whatever they take
+# Rounds are measured until times are known to PRECISION (one sigma, of the middle shape), or these
+# are used up: ROUNDS of each block, SECONDS for all of them. On the shared machine edgeprune is
+# developed on single requests scatter by 6 to 9 %: 16 rounds told times to 2 or 3 %.
+PRECISION, ROUNDS, SECONDS = 0.01, 32, 210
 ATTEMPTS = 2  # a disturbed profile is measured again by the next run, too
 PILOT = Workload(n_prompt=8, n_new=8, requests=1)
 
@@ -68,6 +72,11 @@ class Profile(Record):
         """Return the profile with its cost model fitted to its samples by this version."""
         return self.model_copy(update={"model": fit_cost_model(
             points_of(self.samples), self.quant, self.threads, self.model.metadata_bytes)})
+
+    @property
+    def precision(self) -> float:
+        """How well times are known: `precision_of` its samples."""
+        return precision_of(self.samples)
 
     @property
     def is_disturbed(self) -> bool:
@@ -137,29 +146,30 @@ def try_out(device: Device, shape: LlamaShape, quant: str) -> tuple[Measurement,
 
 def measure_points(
     device: Device, points: Sequence[DesignPoint], quant: str, pilot: Measurement,
-    *, seconds: float = SECONDS,
+    *, seconds: float = SECONDS, rounds: int = ROUNDS,
 ) -> tuple[tuple[Sample, ...], list[Laid]]:
     """Measure points in turn, in blocks that the target's RAM holds; the first point is in each."""
     with ExitStack() as on_target:
         laid = [on_target.enter_context(lay_out(device, point, quant)) for point in points]
         subjects = [one.subject for one in laid]
-        return _measure_blocks(device, points, subjects, pilot, seconds), laid
+        return _measure_blocks(device, points, subjects, pilot, seconds, rounds), laid
 
 
 def _measure_blocks(
     device: Device, points: Sequence[DesignPoint], subjects: Sequence[Subject],
-    pilot: Measurement, seconds: float,
+    pilot: Measurement, seconds: float, rounds: int,
 ) -> tuple[Sample, ...]:
     share = pilot.memory.peak_bytes / pilot.file_bytes  # RAM for each byte of the file
     blocks = blocks_of([share * subject.file_bytes for subject in subjects],
                        0.8 * (device.facts.ram_bytes - 2**28))
-    rounds = Workload(n_prompt=1, n_new=2, requests=ROUNDS)
+    each = Workload(n_prompt=1, n_new=2, requests=rounds)
     samples = []
     for number, block in enumerate(blocks):
         what = f"profiling {len(points)} shapes" + (
             f", part {number + 1} of {len(blocks)}" if len(blocks) > 1 else "")
-        measured = measure_in_turn(device, [subjects[i] for i in block], rounds, what,
-                                   seconds=seconds / len(blocks), attempts=ATTEMPTS)
+        measured = measure_in_turn(device, [subjects[i] for i in block], each, what,
+                                   seconds=seconds / len(blocks), precision=PRECISION,
+                                   attempts=ATTEMPTS)
         samples += [Sample(shape=points[i].shape, measurement=m, block=number)
                     for i, m in zip(block, measured, strict=True)]
     return tuple(samples)
@@ -199,6 +209,12 @@ def typical(samples: Iterable[Sample], times: str) -> list[float]:
     """Return the typical value of one of a measurement's times, for each measured shape once."""
     return typical_times([np.array([getattr(sample.measurement, times) for sample in block])
                           for block in _by_block(samples)])
+
+
+def precision_of(samples: Iterable[Sample]) -> float:
+    """Return how well the times of the middle shape are known, as a share of them (one sigma)."""
+    return max(standard_error([sample.measurement.request_latency_ms for sample in block])
+               for block in _by_block(samples))
 
 
 def _by_block(samples: Iterable[Sample]) -> list[list[Sample]]:

@@ -168,8 +168,9 @@ def profile_in_words(found: Profile) -> str:
     model, where = found.model, " on a busy machine" if found.is_disturbed else ""
     return (f"profile, {found.quant}, {found.threads} threads: {len(found.samples)} synthetic "
             f"models measured{where} in {found.seconds:.0f} s, {found.sent_bytes / 1e3:.0f} kB "
-            f"sent; a prediction is typically off by {model.error['token_ms']:.1%} for a token, "
-            f"{model.error['ttft_ms']:.1%} for the prompt, {model.error['ram_bytes']:.1%} for RAM")
+            f"sent, times known to {found.precision:.1%}; a prediction is typically off by "
+            f"{model.error['token_ms']:.1%} for a token, {model.error['ttft_ms']:.1%} for the "
+            f"prompt, {model.error['ram_bytes']:.1%} for RAM")
 
 
 def profile_rows(found: Profile, shape: LlamaShape) -> list[tuple[str, str]]:

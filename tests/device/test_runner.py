@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
+
 from edgeprune.device import runner
 from tests.device.test_agent import _bench, _start, _wait
 
@@ -40,6 +43,32 @@ def test_rounds_end_when_their_time_is_over_but_not_before_the_third(
 ) -> None:
     _result(tmp_path, **_bench(gguf_file, requests=10**6, seconds=0.001))
     assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 3
+
+
+def test_rounds_end_when_the_times_are_known_well_enough(gguf_file: Path, tmp_path: Path) -> None:
+    for precision, rounds in ((1e-9, 10), (10.0, runner.LEAST_TO_JUDGE)):
+        job = tmp_path / str(precision)
+        job.mkdir()
+        _result(job, **_bench(gguf_file, gguf_file, requests=10, precision=precision))
+        assert len((job / "samples.jsonl").read_text().splitlines()) == 2 * rounds
+
+
+def test_the_standard_error_is_that_of_medians_and_heeds_no_drift_of_all_models() -> None:
+    source = np.random.default_rng(0)
+    models, rounds, sigma = 15, 25, 0.05
+    drift = np.exp(source.normal(0, 0.3, rounds))
+
+    def measured() -> np.ndarray:
+        noise = np.exp(source.normal(0, sigma, (models, rounds)))
+        return np.arange(1, models + 1)[:, None] * noise * drift
+
+    told = [runner.standard_error(measured().tolist()) for _ in range(40)]
+    ratios = [np.median(np.log(measured() / drift), axis=1) for _ in range(40)]
+    assert np.mean(told) == pytest.approx(np.std(ratios, axis=0).mean(), rel=0.15)
+    spoilt = measured()
+    spoilt[3, ::5] *= 20  # single requests of one model
+    assert runner.standard_error(spoilt.tolist()) < 1.5 * np.mean(told)
+    assert runner.standard_error([[1.0, 2.0, 3.0]]) == 0
 
 
 def test_the_speed_of_memory_is_plausible(tmp_path: Path) -> None:
