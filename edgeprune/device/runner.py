@@ -11,18 +11,19 @@ Jobs, by `kind`:
 
 A model is {"path"}, a whole GGUF file, or {"header", "size_bytes"}: the header of a quantized GGUF
 file; the data behind it is left as a hole, which reads as zero blocks: speed depends on shapes and
-types, not on weights. A model may have its own "n_prompt", "n_new", "n_ctx" and "threads".
+types, not on weights. With "format": "onnx" the path is that of a graph, its weights beside it, and
+a synthetic model is {"graph", "size_bytes"}: a graph, compressed by gzip, and how long the hole is.
+A model may have its own "n_prompt", "n_new", "n_ctx" and "threads".
 
-Standard library only, Python 3.9 and later. llama-cpp-python is found on PYTHONPATH; only its
-ctypes layer is loaded: the high-level package would bring numpy and 30 MB into the process that is
-measured.
+Standard library only, Python 3.9 and later; what runs a model is in `engine_llama.py` and
+`engine_onnx.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import importlib.util
+import importlib
 import json
 import math
 import os
@@ -33,7 +34,6 @@ import sys
 import threading
 import time
 import traceback
-import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -223,27 +223,18 @@ def serve(spec: dict[str, Any], scratch: Path, asked: int, answered: int) -> Non
 
     try:
         baseline = memory_of_self()["resident_bytes"]
-        llama = load_llama_cpp()
-        messages: list[str] = []
-        callback = keep_log(llama, messages)
-        path = spec["path"] if "path" in spec else make_synthetic(spec, scratch)
-        context, sampler, n_vocab = open_model(llama, path, spec)
-        prompt = prompt_tokens(n_vocab, spec["n_prompt"])
+        engine = engine_of(spec).Engine(spec, scratch)
+        prompt = prompt_tokens(engine.n_vocab, spec["n_prompt"])
         for _ in range(spec["warmup"]):
-            request(llama, context, sampler, prompt, min(spec["n_new"], 4))
+            engine.request(prompt, min(spec["n_new"], 4))
         answer({"ready": True})
         for line in os.fdopen(asked):
             if line.strip() == "end":
                 break
-            settle(lambda: request(llama, context, sampler, prompt[:1], 2))
-            answer(request(llama, context, sampler, prompt, spec["n_new"]))
-        answer({
-            "memory": {**memory_of_self(), "python_bytes": baseline},
-            "system_info": llama.llama_print_system_info().decode(),
-            "log": [m for m in messages if "buffer size" in m or "KV" in m or "kv" in m],
-        })
-        del callback  # until here llama.cpp may call it
-        os._exit(0)  # nothing is freed: the process ends, and llama.cpp with it
+            settle(lambda: engine.request(prompt[:1], 2))
+            answer(engine.request(prompt, spec["n_new"]))
+        answer({"memory": {**memory_of_self(), "python_bytes": baseline}, **engine.report()})
+        os._exit(0)  # nothing is freed: the process ends, and the runtime with it
     except BaseException as error:  # noqa: BLE001 - the job must hear of it
         traceback.print_exc()
         sys.stderr.flush()
@@ -263,98 +254,20 @@ def settle(work: Callable[[], object]) -> None:
         work()
 
 
+def engine_of(model: dict[str, Any]) -> Any:
+    """Return the module that runs a model: of llama.cpp, or of onnxruntime."""
+    return importlib.import_module("engine_onnx" if model.get("format") == "onnx" else "engine_llama")
+
+
 def info(_spec: dict[str, Any], _job: Path) -> dict[str, Any]:
-    """Return what the runtime says of itself: the kernels that it was built with and uses."""
-    return {"system_info": load_llama_cpp().llama_print_system_info().decode()}
-
-
-def load_llama_cpp() -> Any:
-    """Import llama-cpp-python's ctypes layer without the package around it."""
-    spec = importlib.util.find_spec("llama_cpp")
-    if spec is None:
-        raise RuntimeError("llama_cpp is not on PYTHONPATH: run `edgeprune target setup`")
-    package = types.ModuleType("llama_cpp")
-    package.__path__ = list(spec.submodule_search_locations or [])
-    sys.modules["llama_cpp"] = package
-    import llama_cpp.llama_cpp as llama
-
-    llama.llama_backend_init()
-    return llama
-
-
-def keep_log(llama: Any, messages: list[str]) -> Any:
-    """Collect llama.cpp's messages in `messages`; errors also go to the log.
-
-    Returns the callback, which must live as long as llama.cpp: it holds only a pointer.
-    """
-
-    def receive(level: int, text: bytes, _: Any) -> None:
-        line = text.decode("utf-8", "replace").rstrip()
-        messages.append(line)
-        if level == 4:  # GGML_LOG_LEVEL_ERROR
-            print(line, file=sys.stderr)
-
-    callback = llama.llama_log_callback(receive)
-    llama.llama_log_set(callback, ctypes.c_void_p(0))
-    return callback
-
-
-def make_synthetic(model: dict[str, Any], path: Path) -> str:
-    """Lay a quantized model's data out at `path`, as a hole behind its real header."""
-    path.write_bytes(Path(model["header"]).read_bytes())
-    os.truncate(path, model["size_bytes"])
-    return str(path)
-
-
-def open_model(llama: Any, path: str, spec: dict[str, Any]) -> tuple[Any, Any, int]:
-    """Load a model and make a context for one request; return (context, sampler, n_vocab)."""
-    params = llama.llama_model_default_params()
-    params.n_gpu_layers = 0
-    model = llama.llama_model_load_from_file(path.encode(), params)
-    if not model:
-        raise RuntimeError(f"llama.cpp cannot load {path}; see log.txt")
-    context_params = llama.llama_context_default_params()
-    n_ctx = max(spec.get("n_ctx") or 0, spec["n_prompt"] + spec["n_new"])
-    context_params.n_ctx = context_params.n_batch = -(-n_ctx // 256) * 256
-    context_params.n_ubatch = spec.get("n_ubatch", 512)
-    context_params.n_threads = context_params.n_threads_batch = spec["threads"]
-    context = llama.llama_init_from_model(model, context_params)
-    if not context:
-        raise RuntimeError("llama.cpp cannot make a context (out of memory?); see log.txt")
-    sampler = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
-    llama.llama_sampler_chain_add(sampler, llama.llama_sampler_init_greedy())
-    vocab = llama.llama_model_get_vocab(model)
-    return context, sampler, llama.llama_vocab_n_tokens(vocab)
+    """Return what llama.cpp says of itself: the kernels that it was built with and uses."""
+    return {"system_info": importlib.import_module("engine_llama").system_info()}
 
 
 def prompt_tokens(n_vocab: int, count: int) -> list[int]:
     """Return `count` token ids, the same in every run."""
     source = random.Random(SEED)  # noqa: S311 - a prompt, not a secret
     return [source.randrange(n_vocab) for _ in range(count)]
-
-
-def request(
-    llama: Any, context: Any, sampler: Any, prompt: list[int], n_new: int
-) -> dict[str, list[int]]:
-    """Do one request; return the nanoseconds from its start to each new token.
-
-    The first new token comes from the prompt's evaluation; the end-of-text token is not heeded, so
-    that every request makes `n_new` tokens.
-    """
-    llama.llama_memory_clear(llama.llama_get_memory(context), True)
-    tokens = (llama.llama_token * len(prompt))(*prompt)
-    one = (llama.llama_token * 1)()
-    times = []
-    begin = time.perf_counter_ns()
-    batch = llama.llama_batch_get_one(tokens, len(prompt))
-    for _ in range(n_new):
-        status = llama.llama_decode(context, batch)
-        if status:
-            raise RuntimeError(f"llama_decode returned {status}")
-        one[0] = llama.llama_sampler_sample(sampler, context, -1)
-        times.append(time.perf_counter_ns() - begin)
-        batch = llama.llama_batch_get_one(one, 1)
-    return {"token_ns": times}
 
 
 def bandwidth(spec: dict[str, Any], _job: Path) -> dict[str, Any]:

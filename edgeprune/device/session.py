@@ -26,9 +26,10 @@ from edgeprune.device.runtime import Notify, provision
 from edgeprune.device.target import Target
 from edgeprune.device.transport import LocalTransport, Transport, checked
 from edgeprune.errors import DeviceError
-from edgeprune.records import file_digest
+from edgeprune.records import digest, file_digest
 
 POLL_S, LOCAL_POLL_S = 20, 5
+PROGRAMS = ("agent.py", "runner.py", "engine_llama.py", "engine_onnx.py")
 JOB_LIMIT_S = 3 * 3600
 
 
@@ -54,7 +55,7 @@ class Device:
         """Put agent and runtime on the target; return the directory for PYTHONPATH."""
         if self._runtime is None:
             checked(self.transport, ["mkdir", "-p", f"{self.work}/models", f"{self.work}/jobs"])
-            for name in ("agent.py", "runner.py"):
+            for name in PROGRAMS:
                 with as_file(files("edgeprune.device") / name) as program:
                     self.transport.put(program, f"{self.work}/{name}")
             if self.target.is_local:
@@ -66,28 +67,42 @@ class Device:
         return self._runtime
 
     def put_model(self, path: Path) -> str:
-        """Copy a file to the target under the name of its content, unless it is there already."""
+        """Copy a model to the target under the name of its content, unless it is there already.
+
+        Args:
+            path: A file, or a directory of files.
+        """
         self.setup()
         remote = self.remote_name(path)
+        if not path.is_dir():
+            self._put_file(path, remote)
+            return remote
+        checked(self.transport, ["mkdir", "-p", remote])
+        for file in sorted(path.iterdir()):
+            self._put_file(file, f"{remote}/{file.name}")
+        return remote
+
+    def _put_file(self, path: Path, remote: str) -> None:
         size = path.stat().st_size
         present = self.transport.run(["stat", "-c", "%s", remote])
         if present.status == 0 and present.stdout.strip() == str(size):
-            return remote
+            return
 
         def progress(done: int, total: int) -> None:
             self.notify(f"sending {path.name}, {done * 100 // max(total, 1)} % "
                         f"of {size / 2**20:.0f} MiB")
 
         self.transport.put(path, remote, progress)
-        return remote
 
     def remote_name(self, path: Path) -> str:
-        """Return where `put_model` puts a file: under the name of its content."""
-        return f"{self.work}/models/{file_digest(path)[:24]}{path.suffix}"
+        """Return where `put_model` puts a model: under the name of its content."""
+        content = file_digest(path) if path.is_file() else digest(
+            *((file.name, file_digest(file)) for file in sorted(path.iterdir())))
+        return f"{self.work}/models/{content[:24]}{path.suffix}"
 
     def forget(self, remote: str) -> None:
-        """Delete a file that `put_model` left on the target."""
-        checked(self.transport, ["rm", "-f", remote])
+        """Delete a model that `put_model` left on the target."""
+        checked(self.transport, ["rm", "-rf", remote])
 
     def run_job(self, spec: dict[str, Any], what: str) -> dict[str, Any]:
         """Run an agent job and return its result with the samples in `samples`.

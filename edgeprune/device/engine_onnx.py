@@ -1,0 +1,165 @@
+"""onnxruntime's engine: runs an ONNX model, and times it token by token.
+
+In: a job's spec. Out: tokens and times. Runs on the target, beside `runner.py`; needs onnxruntime and
+numpy on PYTHONPATH, Python 3.9 and later.
+
+The KV cache is one buffer for each layer's keys and values, as long as the context, that is bound as
+input and as output: attention writes a token's keys and values where they belong, and nothing is
+copied. A graph whose cache grows instead (optimum's) has its outputs bound as the next inputs.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+STEP = 256  # the context is whole steps of so many tokens, as llama.cpp's
+
+
+class Engine:
+    """A loaded model with a context for one request.
+
+    Attributes:
+        n_vocab: Vocabulary size.
+        cache_bytes: What keys and values of the whole context take.
+    """
+
+    def __init__(self, spec: dict[str, Any], scratch: Path) -> None:
+        """Load the model of `spec`; a synthetic one is laid out at `scratch`."""
+        path = spec["path"] if "path" in spec else make_synthetic(spec, scratch)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = spec["threads"]
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        n_ctx = max(spec.get("n_ctx") or 0, spec["n_prompt"] + spec["n_new"])
+        self._room = -(-n_ctx // STEP) * STEP
+        names = [value.name for value in self._session.get_inputs()]
+        self._has_positions = "position_ids" in names
+        self._past = [value for value in self._session.get_inputs()
+                      if value.name.startswith("past_key_values.")]
+        self.n_vocab = self._session.get_outputs()[0].shape[-1]
+        self._is_shared = not self._has_positions  # attention that rotates also writes in place
+        self._mask = np.ones((1, self._room), dtype=np.int64)
+        self._token = np.zeros((1, 1), dtype=np.int64)
+        self._binding = self._session.io_binding()
+        self.cache_bytes = 0
+        if self._is_shared:
+            self._share_cache()
+        self.clear()
+
+    def _share_cache(self) -> None:
+        self._cache = []
+        for value in self._past:
+            _, heads, _, width = value.shape
+            buffer = ort.OrtValue.ortvalue_from_shape_and_type(
+                [1, heads, self._room, width], np.float32, "cpu")
+            self._cache.append(buffer)  # the binding holds only a pointer
+            self._binding.bind_ortvalue_input(value.name, buffer)
+            self._binding.bind_ortvalue_output(_present(value.name), buffer)
+            self.cache_bytes += 4 * heads * self._room * width
+        self._logits = ort.OrtValue.ortvalue_from_shape_and_type(
+            [1, 1, self.n_vocab], np.float32, "cpu")
+        self._binding.bind_ortvalue_output("logits", self._logits)
+
+    def clear(self) -> None:
+        """Forget what was evaluated."""
+        self._depth = 0
+        if not self._is_shared:
+            for value in self._past:
+                _, heads, _, width = value.shape
+                self._binding.bind_cpu_input(
+                    value.name, np.zeros((1, heads, 0, width), dtype=np.float32))
+
+    def evaluate(self, tokens: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Evaluate tokens after those before them; return the logits of the last, `(n_vocab,)`."""
+        binding, end = self._binding, self._depth + tokens.shape[1]
+        binding.bind_cpu_input("input_ids", tokens)
+        binding.bind_cpu_input("attention_mask", self._mask[:, :end])
+        if not self._is_shared:
+            return self._evaluate_growing(end)
+        self._session.run_with_iobinding(binding)
+        self._depth = end
+        logits: np.ndarray[Any, Any] = self._logits.numpy()[0, -1]
+        return logits
+
+    def _evaluate_growing(self, end: int) -> np.ndarray[Any, Any]:
+        binding = self._binding
+        binding.bind_cpu_input("position_ids", np.arange(self._depth, end, dtype=np.int64)[None])
+        binding.bind_output("logits")
+        for value in self._past:
+            binding.bind_output(_present(value.name))
+        self._session.run_with_iobinding(binding)
+        outputs = dict(zip((o.name for o in self._session.get_outputs()), binding.get_outputs()))
+        for value in self._past:
+            binding.bind_ortvalue_input(value.name, outputs[_present(value.name)])
+        self._depth = end
+        logits: np.ndarray[Any, Any] = outputs["logits"].numpy()[0, -1]
+        return logits
+
+    def request(self, prompt: list[int], n_new: int) -> dict[str, list[int]]:
+        """Do one request, greedily; return the nanoseconds from its start to each new token.
+
+        The first new token comes from the prompt's evaluation; the end-of-text token is not heeded.
+        """
+        self.clear()
+        tokens, times = np.array([prompt], dtype=np.int64), []
+        begin = time.perf_counter_ns()
+        for _ in range(n_new):
+            logits = self.evaluate(tokens)
+            self._token[0, 0] = logits.argmax()
+            times.append(time.perf_counter_ns() - begin)
+            tokens = self._token
+        return {"token_ns": times}
+
+    def generate(
+        self, prompt: list[int], n_new: int, temperature: float = 0.0, top_p: float = 1.0,
+        seed: int = 0,
+    ) -> list[int]:
+        """Return `n_new` tokens after a prompt, the likeliest ones or, with a temperature, drawn."""
+        self.clear()
+        source = np.random.default_rng(seed)
+        tokens, found = np.array([prompt], dtype=np.int64), []
+        for _ in range(n_new):
+            found.append(choose(self.evaluate(tokens), temperature, top_p, source))
+            tokens = np.array([[found[-1]]], dtype=np.int64)
+        return found
+
+    def report(self) -> dict[str, Any]:
+        """Return what the runtime says of itself and of its buffers."""
+        return {"system_info": f"onnxruntime {ort.__version__}", "log": [],
+                "kv_cache_bytes": self.cache_bytes}
+
+
+def _present(past: str) -> str:
+    return past.replace("past_key_values", "present")
+
+
+def choose(
+    logits: np.ndarray[Any, Any], temperature: float, top_p: float, source: np.random.Generator
+) -> int:
+    """Return the likeliest token, or with a temperature one drawn from the likeliest `top_p`."""
+    if temperature <= 0:
+        return int(logits.argmax())
+    order = np.argsort(-logits)
+    shares = np.exp((logits[order] - logits[order[0]]) / temperature)
+    shares /= shares.sum()
+    # the fewest of the likeliest that hold top_p together
+    kept = min(len(shares), int(np.searchsorted(np.cumsum(shares), top_p)) + 1)
+    return int(source.choice(order[:kept], p=shares[:kept] / math.fsum(shares[:kept])))
+
+
+def make_synthetic(model: dict[str, Any], directory: Path) -> str:
+    """Lay a model's weights out in `directory`, as a hole beside its graph; return its path."""
+    directory.mkdir()
+    path = directory / "model.onnx"
+    path.write_bytes(gzip.decompress(Path(model["graph"]).read_bytes()))
+    with (directory / "model.onnx.data").open("wb") as file:
+        file.truncate(model["size_bytes"])
+    return str(path)

@@ -1,0 +1,177 @@
+"""The ONNX graph of a Llama, without its weights.
+
+In: a shape and a number format. Out: an `onnx.ModelProto` whose tensors lie in one file beside it,
+each at a known place. Filled with weights it is an artifact (`edgeprune.export.onnx`); with a hole
+for a file it is a synthetic model, which costs the same time.
+
+The nodes are those of onnxruntime-genai's model builder for the CPU: rotary attention with a cache
+that is written in place (`GroupQueryAttention`), q, k and v as one product, logits of the last
+token only. Matrices are quantized in blocks of 32 weights of a row with one scale each
+(`MatMulNBits`); the token embedding likewise (`GatherBlockQuantized`), and where it is tied it is
+the output head's own bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import onnx
+from onnx import TensorProto, helper
+
+from edgeprune.errors import EdgePruneError
+from edgeprune.model.onnx_formats import BITS, BLOCK, block_bytes, padded
+from edgeprune.model.shape import LlamaShape, config_of_shape
+
+DATA_FILE = "model.onnx.data"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.MatMul.weight"
+ROTARY = ("cos_cache", "sin_cache")
+CONTRIB = "com.microsoft"
+INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level: activations are rounded to int8
+_BYTES = {TensorProto.FLOAT: 4, TensorProto.UINT8: 1}
+
+
+def graph_of(shape: LlamaShape, quant: str) -> onnx.ModelProto:
+    """Return the graph of a Llama of this shape, its tensors laid out in `DATA_FILE`.
+
+    Args:
+        shape: The shape.
+        quant: One of `edgeprune.model.onnx_formats.ONNX_FORMATS`.
+
+    Raises:
+        EdgePruneError: The builder made something else than this Llama.
+    """
+    model = _float_graph(shape)
+    if bits := BITS[quant]:
+        _quantize(model.graph, bits, tied=shape.tie_word_embeddings)
+    _lay_out(model.graph, tied=bool(bits) and shape.tie_word_embeddings)
+    return model
+
+
+def places(model: onnx.ModelProto) -> dict[str, tuple[int, int]]:
+    """Return where each tensor lies in the file beside the graph: its first byte, its bytes."""
+    return {tensor.name: _place(tensor) for tensor in model.graph.initializer}
+
+
+def data_bytes(model: onnx.ModelProto) -> int:
+    """Return the size of the file beside the graph."""
+    return max(first + size for first, size in places(model).values())
+
+
+def _place(tensor: TensorProto) -> tuple[int, int]:
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    return int(entries["offset"]), int(entries["length"])
+
+
+def _float_graph(shape: LlamaShape) -> onnx.ModelProto:
+    """Let the builder make the float32 graph of a model that has no weights."""
+    import onnx_ir as ir  # noqa: PLC0415
+
+    # rotary scaling is in the numbers of the caches, which are not the builder's
+    entries = config_of_shape(shape.replace(rope_scaling=None), {})
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+        builder = _builder()(entries)
+        builder.make_model("")
+    graph = builder.model.graph
+    for value in graph.initializers.values():
+        value.const_value = ir.ExternalTensor(
+            DATA_FILE, 0, 0, value.dtype, shape=value.shape, name=value.name)
+    graph.sort()
+    model: onnx.ModelProto = ir.to_proto(builder.model)
+    del model.graph.value_info[:]  # half of the graph; the runtime infers it
+    products = 5 * shape.num_hidden_layers + 1
+    if (found := len(list(_products(model.graph)))) != products:
+        raise EdgePruneError("the ONNX graph is not that of this Llama",
+                             got=f"{found} matrix products, not {products}",
+                             remedy="does a projection have as many rows as the vocabulary?")
+    return model
+
+
+@cache
+def _builder() -> Any:
+    """Return the builder's class for a Llama, made to work without weights."""
+    import onnx_ir as ir  # noqa: PLC0415
+    import torch  # noqa: PLC0415
+    from onnxruntime_genai.models.builders.llama import LlamaModel  # noqa: PLC0415
+    from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415
+
+    class Weightless(LlamaModel):  # type: ignore[misc, no-any-unimported]
+        def __init__(self, entries: dict[str, Any]) -> None:
+            self.config = LlamaConfig(**entries)
+            options = {"prune_lm_head": True, "shared_embeddings": False, "hf_token": "false",
+                       "hf_remote": False}
+            super().__init__(self.config, ir.DataType.FLOAT, ir.DataType.FLOAT, "cpu", "", options)
+
+        def load_weights(self, input_path: str) -> torch.nn.Module:  # noqa: ARG002
+            with torch.device("meta"):
+                model = LlamaForCausalLM(self.config)
+            for module in model.modules():
+                if getattr(module, "bias", None) is not None:  # the builder leaves zeros out
+                    module.bias = torch.nn.Parameter(torch.ones(module.bias.shape))
+            return model
+
+    return Weightless
+
+
+def _products(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    return (node for node in graph.node if node.op_type == "MatMul")
+
+
+def _quantize(graph: onnx.GraphProto, bits: int, *, tied: bool) -> None:
+    """Have each product, and the embedding, read blocks of quantized weights."""
+    dims = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    for node in _products(graph):
+        weight, (k, n) = node.input[1], dims[node.input[1]]
+        blocks = -(-k // BLOCK)
+        _replace(graph, weight, (n, blocks, block_bytes(bits)), (n, blocks))
+        node.CopyFrom(helper.make_node(
+            "MatMulNBits", [node.input[0], packed(weight), scales(weight)], node.output,
+            node.name, domain=CONTRIB, K=k, N=n, bits=bits, block_size=BLOCK,
+            accuracy_level=INT8_ACTIVATIONS))
+    vocabulary, width = dims[EMBEDDING]
+    if width % BLOCK:
+        return  # its rows are read by themselves, and must be whole blocks
+    _replace(graph, EMBEDDING, (vocabulary, width * bits // 8), (vocabulary, width // BLOCK))
+    gather = next(node for node in graph.node if node.input[:1] == [EMBEDDING])
+    gather.CopyFrom(helper.make_node(
+        "GatherBlockQuantized", [packed(EMBEDDING), gather.input[1], scales(EMBEDDING)],
+        gather.output, gather.name, domain=CONTRIB, bits=bits, block_size=BLOCK, gather_axis=0,
+        quantize_axis=1))
+
+
+def packed(weight: str) -> str:
+    """Return the name of a matrix's quantized weights."""
+    return f"{weight}_quantized"
+
+
+def scales(weight: str) -> str:
+    """Return the name of the scales of a matrix's blocks."""
+    return f"{weight}_scales"
+
+
+def _replace(
+    graph: onnx.GraphProto, weight: str, blocks: tuple[int, ...], scale: tuple[int, ...]
+) -> None:
+    at = next(i for i, tensor in enumerate(graph.initializer) if tensor.name == weight)
+    del graph.initializer[at]
+    for name, kind, dims in ((packed(weight), TensorProto.UINT8, blocks),
+                             (scales(weight), TensorProto.FLOAT, scale)):
+        graph.initializer.append(TensorProto(name=name, data_type=kind, dims=dims))
+
+
+def _lay_out(graph: onnx.GraphProto, *, tied: bool) -> None:
+    """Give each tensor its place in the file; a tied embedding's is that of the output head."""
+    end, known = 0, dict[str, int]()
+    for tensor in graph.initializer:
+        size = _BYTES[tensor.data_type] * math.prod(tensor.dims)
+        place = tensor.name.replace(EMBEDDING, HEAD) if tied else tensor.name
+        if place not in known:
+            known[place], end = end, end + padded(size)
+        tensor.data_location = TensorProto.EXTERNAL
+        del tensor.external_data[:]
+        for key, value in (("location", DATA_FILE), ("offset", known[place]), ("length", size)):
+            tensor.external_data.add(key=key, value=str(value))

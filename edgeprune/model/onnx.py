@@ -1,0 +1,104 @@
+"""An ONNX artifact opened through onnxruntime on this machine: tokens and logits.
+
+In: the path of its graph. Out: token ids, and logits as numpy arrays; as `edgeprune.model.gguf`
+gives them for a GGUF file. The artifact computes the logits of a prompt's last token; to judge it,
+the two nodes that pick that token are taken out of the graph, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from edgeprune.errors import InputError
+from edgeprune.model.gguf import GgufModel
+
+LAST_TOKEN = "/lm_head/prune/"  # noqa: S105 - the builder's names for the nodes that pick it
+FOLDER = "session.model_external_initializers_file_folder_path"
+
+
+class OnnxModel:
+    """A loaded ONNX model; a context manager.
+
+    Attributes:
+        n_vocab: Vocabulary size.
+    """
+
+    def __init__(
+        self, path: Path, *, threads: int | None = None, tokenizer: Path | None = None
+    ) -> None:
+        """Load the graph at `path`.
+
+        Args:
+            path: The graph; its weights lie beside it.
+            threads: CPU threads; all by default.
+            tokenizer: `tokenizer.gguf`, to tokenize with.
+
+        Raises:
+            InputError: onnxruntime refuses the model.
+        """
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        options.log_severity_level = 3
+        options.add_session_config_entry(FOLDER, str(path.parent))
+        try:
+            graph = onnx.load(path, load_external_data=False)
+            self._session = ort.InferenceSession(
+                _of_all_tokens(graph).SerializeToString(), options,
+                providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise InputError(f"onnxruntime cannot load {path}", got=str(error)[:200],
+                             remedy="export it again") from error
+        self._tokenizer = tokenizer
+        self.n_vocab = int(self._session.get_outputs()[0].shape[-1])
+
+    def tokenize(self, text: str) -> list[int]:
+        """Return the tokens of a text, without special ones."""
+        if self._tokenizer is None:
+            raise InputError("the model has no tokenizer")
+        with GgufModel(self._tokenizer, vocab_only=True) as model:
+            return model.tokenize(text)
+
+    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Return the logits after each token, from an empty context, `(n_tokens, n_vocab)`."""
+        feed: dict[str, NDArray[np.generic]] = {
+            "input_ids": np.array([tokens], dtype=np.int64),
+            "attention_mask": np.ones((1, len(tokens)), dtype=np.int64),
+            "position_ids": np.arange(len(tokens), dtype=np.int64)[None]}
+        for value in self._session.get_inputs():
+            if value.name.startswith("past_key_values."):
+                feed[value.name] = np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
+        wanted = {value.name for value in self._session.get_inputs()}
+        found: NDArray[np.float32] = self._session.run(
+            ["logits"], {name: array for name, array in feed.items() if name in wanted})[0][0]
+        return found
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        del self._session
+
+
+def _of_all_tokens(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Let the output head see all tokens, not the last one alone."""
+    graph = model.graph
+    picks = [node for node in graph.node if node.name.startswith(LAST_TOKEN)]
+    if picks:
+        (head,) = (node for node in graph.node if picks[-1].output[0] in node.input)
+        head.input[0] = picks[0].input[0]
+        for node in picks:
+            graph.node.remove(node)
+        next(o for o in graph.output if o.name == "logits").type.tensor_type.shape.dim[
+            1].dim_param = "sequence_length"
+    return model
