@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from edgeprune.demanding import choose_format, median_limits
-from edgeprune.device.measure import Comparison, Measurement, Workload
+from edgeprune.device.measure import Comparison, Measurement, Workload, model_bytes
 from edgeprune.device.session import Device, open_device
 from edgeprune.device.target import load_target
 from edgeprune.errors import DeviceError, UsageError
@@ -206,7 +206,7 @@ def _baseline(stages: Stages, say: Say, *, keep: bool) -> Measurement:
         DeviceError: The target has less RAM than the file has bytes.
     """
     artifact = stages.export_baseline()
-    facts, size = stages.device.facts, artifact.stat().st_size
+    facts, size = stages.device.facts, model_bytes(artifact)
     if size > facts.ram_bytes:
         raise DeviceError(
             f"the unpruned model ({size / 2**20:.0f} MiB) does not fit the RAM of "
@@ -249,7 +249,7 @@ def _rounds(
         say(f"round {number}, pruned: {measured_in_words(pair.pruned)}: {done[-1].verdict}")
         if done[-1].verdict is Verdict.MET or pair.disturbances or number == ROUNDS:
             return done
-        if stages.artifact.is_file():
+        if stages.artifact.exists():
             stages.device.forget(stages.device.remote_name(stages.artifact))
         demand = _corrected(demand, plan, pair, judgements)
 

@@ -10,13 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from edgeprune.cutting import Cutting
 from edgeprune.data import shipped_text
 from edgeprune.device.measure import Comparison, Measurement, Workload, measure, send
 from edgeprune.device.session import Device
-from edgeprune.export.gguf import export_gguf, header_of
+from edgeprune.export.artifact import artifact_name, export, metadata_bytes
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.tokenizer import tokenizer_of
@@ -88,9 +87,7 @@ class Stages:
     @cached_property
     def metadata_bytes(self) -> int:
         """Bytes of an artifact before the list of its tensors, the tokenizer included."""
-        with TemporaryDirectory() as scratch:
-            return header_of(self.checkpoint.shape, self.quant, Path(scratch), self.tokenizer,
-                             self.name).metadata_bytes
+        return metadata_bytes(self.checkpoint.shape, self.quant, self.tokenizer, self.name)
 
     @property
     def baseline_key(self) -> str:
@@ -104,14 +101,14 @@ class Stages:
     @property
     def artifact(self) -> Path:
         """Path of the pruned artifact."""
-        return self.run.path / "artifact" / f"{self.name}-{self.quant}.gguf"
+        return self.run.path / "artifact" / artifact_name(self.name, self.quant)
 
     # --- the stages ------------------------------------------------------------------------------
 
     def export_baseline(self) -> Path:
         """Export the unpruned model."""
         return self.run.make("baseline-export", self.baseline_key,
-                             f"baseline/{self.name}-{self.reference}.gguf",
+                             f"baseline/{artifact_name(self.name, self.reference)}",
                              lambda path: self._export(self.checkpoint, path, self.reference))
 
     def profile(self) -> Profile:
@@ -220,5 +217,5 @@ class Stages:
                       self.workload)
 
     def _export(self, checkpoint: Checkpoint, path: Path, quant: str) -> None:
-        self.device.notify(f"writing {self.name} as {quant} GGUF")
-        export_gguf(checkpoint, self.tokenizer, path, quant=quant, name=self.name)
+        self.device.notify(f"writing {self.name} as {quant}")
+        export(checkpoint, self.tokenizer, path, quant=quant, name=self.name)

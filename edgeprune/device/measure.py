@@ -21,6 +21,7 @@ from edgeprune.records import Record
 
 BUSY_LIMIT = 0.10  # share of all CPU time that others may use before a measurement is doubted
 ATTEMPTS = 3  # on a busy machine
+ONNX_GRAPH = "model.onnx"
 _BUFFER = re.compile(r"(\w+) (model|KV|compute|output) buffer size =\s+([\d.]+) MiB")
 
 
@@ -153,8 +154,9 @@ class Subject(NamedTuple):
     """A model that lies on a target, ready to be measured.
 
     Attributes:
-        model: As the agent takes it: `{"path": ...}` or `{"header": ..., "size_bytes": ...}`.
-        file_bytes: Size of the whole GGUF file.
+        model: As the agent takes it: `{"path": ...}` or `{"header": ..., "size_bytes": ...}`, for
+            ONNX with `"format": "onnx"` (`edgeprune.device.runner`).
+        file_bytes: Size of the whole model.
         workload: Its own requests, where they are not those of all; how many is for all the same.
         threads: Its own number of CPU threads, where it is not the target's.
     """
@@ -223,27 +225,38 @@ def measure_in_turn(
 
 
 def bench_file(device: Device, artifact: Path, workload: Workload) -> Measurement:
-    """Send a GGUF file to a target, measure it, and delete it there.
+    """Send a model to a target, measure it, and delete it there.
 
     Raises:
-        InputError: It is not a GGUF file.
+        InputError: It is neither a GGUF file nor the directory of an ONNX model.
     """
-    if not artifact.is_file() or not _is_gguf(artifact):
-        raise InputError("not a GGUF file", got=str(artifact),
+    if not _is_gguf(artifact) and not (artifact / ONNX_GRAPH).is_file():
+        raise InputError("neither a GGUF file nor a directory with a model.onnx", got=str(artifact),
                          remedy="`edgeprune export MODEL FILE.gguf` makes one")
     subject = send(device, artifact)
     try:
         return measure(device, [subject], workload, f"measuring {artifact.name}")[0]
     finally:
-        device.forget(subject.model["path"])
+        device.forget(device.remote_name(artifact))
 
 
 def send(device: Device, artifact: Path) -> Subject:
-    """Copy a GGUF file to a target, unless it is there, to be measured."""
-    return Subject({"path": device.put_model(artifact)}, artifact.stat().st_size)
+    """Copy a GGUF file or an ONNX model to a target, unless it is there, to be measured."""
+    remote, size = device.put_model(artifact), model_bytes(artifact)
+    if artifact.is_dir():
+        return Subject({"format": "onnx", "path": f"{remote}/{ONNX_GRAPH}"}, size)
+    return Subject({"path": remote}, size)
+
+
+def model_bytes(artifact: Path) -> int:
+    """Return what a model weighs: its file, or all files of an ONNX model."""
+    files = artifact.iterdir() if artifact.is_dir() else [artifact]
+    return sum(file.stat().st_size for file in files)
 
 
 def _is_gguf(path: Path) -> bool:
+    if not path.is_file():
+        return False
     with path.open("rb") as file:
         return file.read(4) == b"GGUF"
 
@@ -259,7 +272,7 @@ def _record(
         workload=subject.workload or workload,
         token_ns=tuple(tuple(sample["token_ns"]) for sample in result["samples"]
                        if sample["model"] == number),
-        memory=memory_of(model["memory"], model["log"]),
+        memory=memory_of(model["memory"], model["log"], model.get("kv_cache_bytes", 0)),
         file_bytes=subject.file_bytes,
         system_info=model["system_info"],
         before=before,
@@ -268,9 +281,17 @@ def _record(
     )
 
 
-def memory_of(memory: Mapping[str, Any], log: Sequence[str]) -> Memory:
-    """Join the process's memory with the buffers that llama.cpp's log names. Pure."""
-    buffers: dict[str, int] = {}
+def memory_of(
+    memory: Mapping[str, Any], log: Sequence[str], kv_cache_bytes: int = 0
+) -> Memory:
+    """Join the process's memory with the buffers that the runtime names. Pure.
+
+    Args:
+        memory: Of the process.
+        log: What llama.cpp says of its buffers.
+        kv_cache_bytes: Of another runtime.
+    """
+    buffers = {"KV": kv_cache_bytes}
     for backend, kind, mib in _BUFFER.findall("\n".join(log)):
         key = "repacked" if backend == "CPU_REPACK" else kind
         buffers[key] = buffers.get(key, 0) + round(float(mib) * 2**20)

@@ -26,6 +26,8 @@ from edgeprune.records import digest, file_digest
 
 Notify = Callable[[str], None]
 LLAMA_CPP_PYTHON = "0.3.36"
+ONNXRUNTIME = "1.32.0"
+ONNX_PACKAGES = (f"onnxruntime=={ONNXRUNTIME}", "numpy")
 GLIBC = (2, 28)  # what the cross-built libraries ask for: Debian 10, Ubuntu 18.10 and later
 BUILD_TOOLS = {"ziglang": "ziglang", "scikit-build-core": "scikit_build_core",
                "ninja": "ninja", "cmake": "cmake", "pip": "pip"}
@@ -65,11 +67,46 @@ def runtime_archive(facts: DeviceFacts, notify: Notify) -> Path:
     return archives[0]
 
 
-def provision(
-    transport: Transport, facts: DeviceFacts, work: str, python: str, notify: Notify
-) -> str:
-    """Put the runtime on a target unless it is there; return its directory for PYTHONPATH."""
-    archive = runtime_archive(facts, notify)
+def onnx_archive(facts: DeviceFacts, notify: Notify) -> Path:
+    """Return the zip of onnxruntime and numpy for a target, fetched when the cache has none.
+
+    Raises:
+        DeviceError: There is no onnxruntime for the target's Python.
+    """
+    check_supported(facts)
+    minor = ".".join(facts.python.split(".")[:2])
+    key = digest(ONNX_PACKAGES, facts.architecture, minor, GLIBC)
+    directory = cache_directory() / "runtimes" / f"onnx-{key}"
+    if archives := sorted(directory.glob("*.zip")):
+        return archives[0]
+    work = directory.with_name(f"{directory.name}.part{os.getpid()}")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    notify(f"fetching onnxruntime for Python {minor} on {facts.architecture} (once)")
+    argv = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:",
+            "--python-version", minor, "--implementation", "cp", "--dest", str(work)]
+    for floor in range(GLIBC[1], 16, -1):
+        argv += ["--platform", f"manylinux_2_{floor}_{facts.architecture}"]
+    done = subprocess.run([*argv, *ONNX_PACKAGES], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise DeviceError(
+            f"onnxruntime cannot be had for Python {minor} on {facts.architecture}",
+            got=done.stderr.strip().splitlines()[-1:], remedy="is there a network here? else give "
+            "the target another `python`, or take GGUF")
+    for wheel in sorted(work.glob("*.whl")):
+        with zipfile.ZipFile(wheel) as packed:
+            packed.extractall(work / "site", [n for n in packed.namelist() if _is_run(n)])
+    return _pack(work, directory)
+
+
+def _is_run(name: str) -> bool:
+    """Tell what of a wheel is needed to run it, from its tests, tools and descriptions."""
+    return not any(part in name for part in (
+        "/tests/", ".dist-info/", "/transformers/", "/quantization/", "/tools/"))
+
+
+def provision(transport: Transport, archive: Path, work: str, python: str, notify: Notify) -> str:
+    """Put a runtime on a target unless it is there; return its directory for PYTHONPATH."""
     place = f"{work}/runtime/{archive.stem}"
     if transport.run(["test", "-d", place]).status == 0:
         return place
@@ -131,7 +168,12 @@ def _assemble(directory: Path, flags: str, notify: Notify) -> Path:
     if extension is None or extension.origin is None:
         raise EdgePruneError("typing_extensions is not installed", remedy="pip install edgeprune")
     shutil.copyfile(extension.origin, site / "typing_extensions.py")
-    packed_site = work / "runtime.zip"
+    return _pack(work, directory)
+
+
+def _pack(work: Path, directory: Path) -> Path:
+    """Zip what lies in `work/site`; the zip is named by its content, `work` is deleted."""
+    site, packed_site = work / "site", work / "runtime.zip"
     with zipfile.ZipFile(packed_site, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in sorted(path for path in site.rglob("*") if path.is_file()):
             entry = zipfile.ZipInfo(str(file.relative_to(site)))  # a fixed date: same in, same out

@@ -22,7 +22,7 @@ from typing import Any
 
 from edgeprune.device.agent import start_time
 from edgeprune.device.probe import DeviceFacts, probe
-from edgeprune.device.runtime import Notify, provision
+from edgeprune.device.runtime import Notify, onnx_archive, provision, runtime_archive
 from edgeprune.device.target import Target
 from edgeprune.device.transport import LocalTransport, Transport, checked
 from edgeprune.errors import DeviceError
@@ -50,6 +50,7 @@ class Device:
     notify: Notify
     threads: int
     _runtime: str | None = field(default=None, repr=False)
+    _onnx: str | None = field(default=None, repr=False)
 
     def setup(self) -> str:
         """Put agent and runtime on the target; return the directory for PYTHONPATH."""
@@ -61,8 +62,8 @@ class Device:
             if self.target.is_local:
                 self._runtime = ""  # the installed package
             else:
-                self._runtime = provision(self.transport, self.facts, self.work, self._python,
-                                          self.notify)
+                archive = runtime_archive(self.facts, self.notify)
+                self._runtime = self._provision(archive)
             self._end_orphans()
         return self._runtime
 
@@ -115,6 +116,8 @@ class Device:
             DeviceError: The job failed, was killed, or took too long.
         """
         runtime = self.setup()
+        if any(model.get("format") == "onnx" for model in spec.get("models", ())):
+            runtime = self._with_onnx(runtime)
         job = f"{self.work}/jobs/{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
         checked(self.transport, ["mkdir", "-p", job])
         with TemporaryDirectory() as scratch:
@@ -132,6 +135,17 @@ class Device:
             result = self._fetch(job, local)
         checked(self.transport, ["rm", "-rf", job])
         return result
+
+    def _provision(self, archive: Path) -> str:
+        return provision(self.transport, archive, self.work, self._python, self.notify)
+
+    def _with_onnx(self, runtime: str) -> str:
+        """Put onnxruntime on the target, too; return both directories for PYTHONPATH."""
+        if self.target.is_local:
+            return runtime
+        if self._onnx is None:
+            self._onnx = self._provision(onnx_archive(self.facts, self.notify))
+        return f"{runtime}:{self._onnx}"
 
     def _await(self, agent: list[str], job: str, spec: dict[str, Any], what: str) -> None:
         deadline = time.monotonic() + JOB_LIMIT_S

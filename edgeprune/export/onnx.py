@@ -1,6 +1,6 @@
 """A Llama checkpoint becomes an ONNX artifact: a graph, and its weights in a file beside it.
 
-In: an open `Checkpoint`. Out: a directory of `model.onnx` and `model.onnx.data`. Weights are read,
+In: an open `Checkpoint`. Out: a directory of `model.onnx`, `model.onnx.data` and the tokenizer. Weights are read,
 quantized (by onnxruntime) and written some rows at a time: an 8B model is never in RAM.
 """
 
@@ -31,6 +31,7 @@ from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.onnx_formats import BITS, BLOCK
 from edgeprune.model.rope import inverse_frequencies
 from edgeprune.model.shape import LlamaShape
+from edgeprune.model.tokenizer import NAME as TOKENIZER
 
 GRAPH_FILE = "model.onnx"
 ROWS_BYTES = 2**26  # of float32 that are quantized at once
@@ -39,11 +40,14 @@ _PROJECTION = re.compile(r"(model\.layers\.\d+)\.(attn|mlp)\.(\w+)_proj\.(MatMul
 _BLOCKS = {"attn": "self_attn", "mlp": "mlp"}
 
 
-def export_onnx(checkpoint: Checkpoint, destination: Path, *, quant: str) -> None:
+def export_onnx(
+    checkpoint: Checkpoint, tokenizer: Path | None, destination: Path, *, quant: str
+) -> None:
     """Write `checkpoint` as an ONNX model in the number format `quant`.
 
     Args:
         checkpoint: The model.
+        tokenizer: `tokenizer.gguf`, or None for an artifact that knows token ids only.
         destination: The directory to write; it appears when it is whole.
         quant: One of `edgeprune.model.onnx_formats.ONNX_FORMATS`.
 
@@ -60,6 +64,8 @@ def export_onnx(checkpoint: Checkpoint, destination: Path, *, quant: str) -> Non
         file.truncate(data_bytes(model))
         for weight in _weights(where):
             _write(file, checkpoint, weight, where, BITS[quant])
+    if tokenizer is not None:
+        shutil.copyfile(tokenizer, part / TOKENIZER)
     part.replace(destination)
 
 

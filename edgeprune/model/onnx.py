@@ -1,6 +1,6 @@
 """An ONNX artifact opened through onnxruntime on this machine: tokens and logits.
 
-In: the path of its graph. Out: token ids, and logits as numpy arrays; as `edgeprune.model.gguf`
+In: the directory of a model. Out: token ids, and logits as numpy arrays; as `edgeprune.model.gguf`
 gives them for a GGUF file. The artifact computes the logits of a prompt's last token; to judge it,
 the two nodes that pick that token are taken out of the graph, and nothing else.
 """
@@ -31,15 +31,12 @@ class OnnxModel:
         n_vocab: Vocabulary size.
     """
 
-    def __init__(
-        self, path: Path, *, threads: int | None = None, tokenizer: Path | None = None
-    ) -> None:
-        """Load the graph at `path`.
+    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+        """Load the model in the directory `path`.
 
         Args:
-            path: The graph; its weights lie beside it.
+            path: The directory of the graph, its weights and its tokenizer.
             threads: CPU threads; all by default.
-            tokenizer: `tokenizer.gguf`, to tokenize with.
 
         Raises:
             InputError: onnxruntime refuses the model.
@@ -47,22 +44,20 @@ class OnnxModel:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.log_severity_level = 3
-        options.add_session_config_entry(FOLDER, str(path.parent))
+        options.add_session_config_entry(FOLDER, str(path))
         try:
-            graph = onnx.load(path, load_external_data=False)
+            graph = onnx.load(path / "model.onnx", load_external_data=False)
             self._session = ort.InferenceSession(
                 _of_all_tokens(graph).SerializeToString(), options,
                 providers=["CPUExecutionProvider"])
         except Exception as error:
             raise InputError(f"onnxruntime cannot load {path}", got=str(error)[:200],
                              remedy="export it again") from error
-        self._tokenizer = tokenizer
+        self._tokenizer = path / "tokenizer.gguf"
         self.n_vocab = int(self._session.get_outputs()[0].shape[-1])
 
     def tokenize(self, text: str) -> list[int]:
         """Return the tokens of a text, without special ones."""
-        if self._tokenizer is None:
-            raise InputError("the model has no tokenizer")
         with GgufModel(self._tokenizer, vocab_only=True) as model:
             return model.tokenize(text)
 

@@ -16,7 +16,7 @@ ALIGNMENT = 64  # each tensor's place in the file is a multiple of this
 # Format -> bits of a weight; 0 for float32.
 BITS = {"onnx:int8": 8, "onnx:int4": 4, "onnx:fp32": 0}
 ONNX_FORMATS = tuple(BITS)
-_KINDS = {8: "INT8", 4: "INT4", 0: "F32"}
+_KINDS = {8: "INT8", 4: "INT4", 0: "F32"}  # bits -> number type
 
 
 def is_onnx(quant: str) -> bool:
@@ -24,21 +24,26 @@ def is_onnx(quant: str) -> bool:
     return quant in BITS
 
 
-def onnx_weights_read(shape: LlamaShape, quant: str) -> dict[str, int]:
+def kind_of(quant: str) -> str:
+    """Return the number type of a format's matrices."""
+    return _KINDS[BITS[quant]]
+
+
+def weights_read(shape: LlamaShape, quant: str) -> dict[str, int]:
     """Return the bytes of weights that one token reads: of layers by type, and "head"."""
     bits = BITS[quant]
     layers = sum(_matrix_bytes(n, k, bits) for n, k in _products(shape)) * shape.num_hidden_layers
-    return {_KINDS[bits]: layers,
+    return {kind_of(quant): layers,
             "head": _matrix_bytes(shape.vocab_size, shape.hidden_size, bits)}
 
 
-def onnx_tensor_bytes(shape: LlamaShape, quant: str) -> int:
+def tensor_bytes(shape: LlamaShape, quant: str) -> int:
     """Return the bytes of the file beside the graph."""
-    return onnx_outer_bytes(shape, quant) + shape.num_hidden_layers * sum(
+    return outer_bytes(shape, quant) + shape.num_hidden_layers * sum(
         padded(size) for size in _layer_sizes(shape, BITS[quant]))
 
 
-def onnx_outer_bytes(shape: LlamaShape, quant: str) -> int:
+def outer_bytes(shape: LlamaShape, quant: str) -> int:
     """Return the bytes of what is in no layer: embedding, rotary caches, last norm, output head."""
     bits, hidden, vocabulary = BITS[quant], shape.hidden_size, shape.vocab_size
     caches = 2 * [4 * shape.max_position_embeddings * shape.head_dim // 2]

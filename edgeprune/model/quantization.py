@@ -5,7 +5,8 @@ In: a shape and a format such as `Q4_K_M`. Out: types by tensor, exact bytes.
 These are the rules of llama.cpp's quantizer (0.5.0, `llama_tensor_get_type_impl` and
 `tensor_type_fallback` in src/llama-quant.cpp, without an importance matrix) for what is a Llama;
 the tests hold them against the quantizer itself. With them a file's size, and a synthetic file of
-any shape, are known without quantizing anything.
+any shape, are known without quantizing anything. The formats of ONNX are in
+`edgeprune.model.onnx_formats`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import math
 from collections.abc import Iterator
 from functools import lru_cache
 
+from edgeprune.model import onnx_formats as onnx
+from edgeprune.model.onnx_formats import is_onnx
 from edgeprune.model.shape import LlamaShape
 from edgeprune.model.tensors import PROJECTION, Axis, TensorSpec, tensor_specs
 
@@ -22,7 +25,7 @@ FLOAT_FORMATS = ("F32", "F16")
 # Format -> the type of most weights.
 QUANTIZED_FORMATS = {"Q4_0": "Q4_0", "Q4_K_M": "Q4_K", "Q5_K_M": "Q5_K", "Q6_K": "Q6_K",
                      "Q8_0": "Q8_0"}
-FORMATS = (*QUANTIZED_FORMATS, *FLOAT_FORMATS)
+FORMATS = (*QUANTIZED_FORMATS, *FLOAT_FORMATS)  # of GGUF
 # Type -> weights in a block, bytes of a block. A row must be a whole number of blocks.
 BLOCKS = {"F32": (1, 4), "F16": (1, 2), "Q4_0": (32, 18), "Q5_0": (32, 22), "Q5_1": (32, 24),
           "Q8_0": (32, 34), "Q4_K": (256, 144), "Q5_K": (256, 176), "Q6_K": (256, 210)}
@@ -44,6 +47,8 @@ def tensor_types(shape: LlamaShape, quant: str) -> Iterator[tuple[TensorSpec, st
 
 def tensor_bytes(shape: LlamaShape, quant: str) -> int:
     """Return the bytes of all tensor data in a file, padding included."""
+    if is_onnx(quant):
+        return onnx.tensor_bytes(shape, quant)
     return padded(4 * rope_factor_count(shape)) + sum(
         count * padded(stored_bytes(spec.dims(shape), kind))
         for spec, kind, count in _counted(shape, quant))
@@ -51,6 +56,8 @@ def tensor_bytes(shape: LlamaShape, quant: str) -> int:
 
 def outer_bytes(shape: LlamaShape, quant: str) -> int:
     """Return the bytes of the tensors that are in no layer: embedding, last norm, output head."""
+    if is_onnx(quant):
+        return onnx.outer_bytes(shape, quant)
     return sum(padded(stored_bytes(spec.dims(shape), kind))
                for spec, kind, _ in _counted(shape, quant) if spec.layer is None)
 
@@ -60,6 +67,8 @@ def weights_read(shape: LlamaShape, quant: str) -> dict[str, int]:
 
     An untied token embedding is left out: a token reads one of its rows. Norms and biases are too.
     """
+    if is_onnx(quant):
+        return onnx.weights_read(shape, quant)
     read: dict[str, int] = {}
     for spec, kind, count in _counted(shape, quant):
         name = HEAD if _is_head(spec, shape) else kind
@@ -75,6 +84,8 @@ def block_widths_below(width: int) -> range:
 
 def head_type(shape: LlamaShape, quant: str) -> str:
     """Return the number type of the output head (of a tied model: of its embedding)."""
+    if is_onnx(quant):
+        return onnx.kind_of(quant)
     return next(kind for spec, kind, _ in _counted(shape, quant) if _is_head(spec, shape))
 
 

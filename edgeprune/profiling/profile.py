@@ -22,8 +22,7 @@ from edgeprune.device.probe import DeviceFacts
 from edgeprune.device.runner import standard_error
 from edgeprune.device.runtime import LLAMA_CPP_PYTHON
 from edgeprune.device.session import Device
-from edgeprune.export.gguf import header_of
-from edgeprune.model.quantization import tensor_bytes
+from edgeprune.export.artifact import synthetic
 from edgeprune.model.shape import LlamaShape
 from edgeprune.profiling.design import DesignPoint, Pace, design, pace_of, reference_shape
 from edgeprune.profiling.fit import Point, fit_cost_model
@@ -247,19 +246,16 @@ def cost_of(measurement: Measurement) -> Cost:
 
 @contextmanager
 def lay_out(device: Device, point: DesignPoint, quant: str) -> Iterator[Laid]:
-    """Put the header of a synthetic model on a target, and delete it at the end.
+    """Put a model without weights on a target, and delete it at the end.
 
-    The target lays the tensors out behind it as a hole: a few kilobytes are sent for any size.
+    The target lays the tensors out as a hole: a few kilobytes are sent for any size.
     """
     with TemporaryDirectory() as scratch:
         device.notify(f"laying out {point.shape.describe()}")
-        header = header_of(point.shape, quant, Path(scratch))
-        file = Path(scratch) / "header.gguf"
-        file.write_bytes(header.data)
-        remote = device.put_model(file)
-    size = len(header.data) + tensor_bytes(point.shape, quant)
-    subject = Subject({"header": remote, "size_bytes": size}, size, point.workload)
+        model = synthetic(point.shape, quant, Path(scratch))
+        remote, sent_bytes = device.put_model(model.file), model.file.stat().st_size
+    subject = Subject({model.key: remote, **model.rest}, model.model_bytes, point.workload)
     try:
-        yield Laid(subject, header.metadata_bytes, len(header.data))
+        yield Laid(subject, model.metadata_bytes, sent_bytes)
     finally:
         device.forget(remote)

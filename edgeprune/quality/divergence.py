@@ -1,6 +1,6 @@
 """How far an artifact's predictions are from the unpruned model's: the KL divergence.
 
-In: two GGUF files of one tokenizer, both run by the runtime that is deployed, on this machine. Out:
+In: two artifacts of one tokenizer, both run by the runtime that is deployed, on this machine. Out:
 a `Divergence` over the windows of `edgeprune.quality.windows`.
 
 Perplexity asks how well the text is predicted, and a model may lose on some tokens what it wins on
@@ -16,11 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeprune.errors import InputError
-from edgeprune.model.gguf import GgufModel
 from edgeprune.quality.windows import (
-    WINDOW_TOKENS,
     WINDOWS,
     Text,
+    opened,
     predictions,
     text_windows,
 )
@@ -51,7 +50,7 @@ def divergence(
     threads: int | None = None,
     notify: Callable[[str], None] = lambda _: None,
 ) -> Divergence:
-    """Return how far a GGUF file's predictions are from those of another.
+    """Return how far an artifact's predictions are from those of another.
 
     Args:
         artifact: What is judged.
@@ -61,12 +60,12 @@ def divergence(
         notify: Told what is being done just now.
 
     Raises:
-        InputError: llama.cpp refuses a file, or the two have different vocabularies.
+        InputError: a runtime refuses a file, or the two have different vocabularies.
     """
     divergences, agreements = list[NDArray[np.float64]](), list[NDArray[np.bool_]]()
     with (
-        GgufModel(reference, n_ctx=WINDOW_TOKENS, threads=threads) as whole,
-        GgufModel(artifact, n_ctx=WINDOW_TOKENS, threads=threads) as pruned,
+        opened(reference, threads) as whole,
+        opened(artifact, threads) as pruned,
     ):
         if pruned.n_vocab != whole.n_vocab:
             raise InputError(
