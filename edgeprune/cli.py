@@ -24,11 +24,14 @@ from rich.logging import RichHandler
 from edgeprune.cli_sparsify import sparsify
 from edgeprune.cli_target import target_app
 from edgeprune.console import (
+    DEFAULT_QUANT,
     AsJson,
+    Format,
     Interrupted,
     Model,
     Quant,
     Targets,
+    number_format,
     open_with_progress,
     print_table,
     progress,
@@ -124,7 +127,8 @@ def run(
     model: Model,
     target: TargetName,
     budget: BudgetText,
-    quant: AnyQuant = "Q4_K_M",
+    kind: Format = "gguf",
+    quant: AnyQuant = DEFAULT_QUANT,
     threads: Threads = None,
     strategy: StrategyName = "edgeprune",
     importance: ImportanceName = None,
@@ -154,7 +158,7 @@ def run(
     from edgeprune.pruning.calibration import effort_of
     from edgeprune.report.render import HEADER, before_after, verdict_lines
 
-    wanted = Options(model=model, target=target, budget=budget, quant=quant, threads=threads,
+    wanted = Options(model=model, target=target, budget=budget, quant=number_format(kind, quant), threads=threads,
                      strategy=strategy, importance=importance, repair=not no_repair,
                      effort=effort_of(effort), calibration=calibration, name=name,
                      requests=requests, fresh=fresh, runs=runs, targets=targets,
@@ -181,7 +185,8 @@ def plan(
     model: Model,
     target: TargetName,
     budget: BudgetText,
-    quant: AnyQuant = "Q4_K_M",
+    kind: Format = "gguf",
+    quant: AnyQuant = DEFAULT_QUANT,
     threads: Threads = None,
     strategy: StrategyName = "edgeprune",
     importance: ImportanceName = None,
@@ -208,7 +213,7 @@ def plan(
     from edgeprune.report.explain import explanation
     from edgeprune.report.render import limits_in_words, plan_lines, predicted_rows
 
-    wanted = Options(model=model, target=target, budget=budget, quant=quant, threads=threads,
+    wanted = Options(model=model, target=target, budget=budget, quant=number_format(kind, quant), threads=threads,
                      strategy=strategy, importance=importance, repair=not no_repair,
                      effort=effort_of(effort), calibration=calibration, name=name, runs=runs,
                      targets=targets, profiles=profiles)
@@ -229,7 +234,8 @@ def plan(
 def profile(
     model: Model,
     target: TargetName,
-    quant: Quant = "Q4_K_M",
+    kind: Format = "gguf",
+    quant: Quant = DEFAULT_QUANT,
     threads: Threads = None,
     fresh: Annotated[bool, typer.Option(
         "--fresh", help="Measure even when there is a profile already.")] = False,
@@ -243,14 +249,14 @@ def profile(
 
     Example: edgeprune profile ./my-llama --target board
     """
-    from edgeprune.export.gguf import check_format
+    from edgeprune.model.quantization import check_format
     from edgeprune.model.source import shape_of_model
     from edgeprune.pipeline import set_threads
     from edgeprune.profiling.profile import profile as measure_profile
     from edgeprune.profiling.profile import profile_path
     from edgeprune.report.render import profile_in_words, profile_rows
 
-    quant = check_format(quant)
+    quant = check_format(number_format(kind, quant))
     with open_with_progress(target, targets) as (device, say):
         shape = shape_of_model(model, notify=device.notify)
         set_threads(device, threads, shape, quant, profiles, (lambda _: None) if as_json else say)
@@ -268,21 +274,25 @@ def profile(
 @app.command()
 def export(
     model: Model,
-    destination: Annotated[Path, typer.Argument(help="The .gguf file to write.")],
-    quant: Quant = "Q4_K_M",
+    destination: Annotated[Path, typer.Argument(help=(
+        "The .gguf file to write, or the directory of an ONNX model."))],
+    kind: Format = "gguf",
+    quant: Quant = DEFAULT_QUANT,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
 ) -> None:
-    """Convert a model to GGUF, unpruned.
+    """Convert a model to GGUF or ONNX, unpruned.
 
     Example: edgeprune export ./my-llama my-llama-Q5_K_M.gguf --quant Q5_K_M
     """
     from edgeprune.errors import UsageError
-    from edgeprune.export.gguf import check_format, export_gguf
+    from edgeprune.device.measure import model_bytes
+    from edgeprune.export.artifact import export as export_artifact
     from edgeprune.model.checkpoint import Checkpoint
+    from edgeprune.model.quantization import check_format
     from edgeprune.model.source import resolve_model
     from edgeprune.model.tokenizer import tokenizer_of
 
-    quant = check_format(quant)
+    quant = check_format(number_format(kind, quant))
     if destination.exists() and not force:
         raise UsageError("the file exists", got=str(destination), remedy="--force overwrites it")
     with progress() as (say, notify):
@@ -290,19 +300,19 @@ def export(
         checkpoint = Checkpoint(directory)
         destination.parent.mkdir(parents=True, exist_ok=True)
         own = destination.with_name(destination.name + ".tokenizer")
-        notify(f"writing {quant} GGUF")
+        notify(f"writing {quant}")
         try:
-            export_gguf(checkpoint, tokenizer_of(directory, own), destination, quant=quant,
-                        name=name)
+            export_artifact(checkpoint, tokenizer_of(directory, own), destination, quant=quant,
+                            name=name)
         finally:
             own.unlink(missing_ok=True)
-        say(f"{destination}: {destination.stat().st_size / 2**20:.1f} MiB, {quant}, "
+        say(f"{destination}: {model_bytes(destination) / 2**20:.1f} MiB, {quant}, "
             f"{checkpoint.shape.describe()}")
 
 
 @app.command()
 def bench(
-    artifact: Annotated[Path, typer.Argument(help="A .gguf file.")],
+    artifact: Annotated[Path, typer.Argument(help="A .gguf file, or the directory of an ONNX model.")],
     target: TargetName,
     prompt: Annotated[int, typer.Option(min=1, help="Prompt tokens of a request.")] = 32,
     new: Annotated[int, typer.Option(min=2, help="New tokens of a request.")] = 100,
@@ -310,7 +320,7 @@ def bench(
     targets: Targets = Path("targets"),
     as_json: AsJson = False,
 ) -> None:
-    """Measure a GGUF file on a target; exits 4 when the machine was disturbed.
+    """Measure a GGUF file or an ONNX model on a target; exits 4 when the machine was disturbed.
 
     Example: edgeprune bench model-Q4_K_M.gguf --target board --prompt 128 --new 64
     """

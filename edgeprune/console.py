@@ -19,8 +19,29 @@ Model = Annotated[str, typer.Argument(
     help="A Hugging Face directory (safetensors), a .gguf file, or 'smollm2'.")]
 Quant = Annotated[str, typer.Option(
     help="Q4_0, Q4_K_M, Q5_K_M, Q6_K, Q8_0, F16 or F32.")]
+Format = Annotated[str, typer.Option("--format", help=(
+    "gguf (its numbers are --quant's), or onnx:int8 or onnx:int4, run by onnxruntime."))]
 Targets = Annotated[Path, typer.Option(help="Where target files are.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+
+DEFAULT_QUANT = "Q4_K_M"
+
+
+def number_format(kind: str, quant: str) -> str:
+    """Return the number format that --format and --quant ask for together.
+
+    Raises:
+        UsageError: Both name one.
+    """
+    from edgeprune.errors import UsageError
+
+    if kind.lower() == "gguf":
+        return quant
+    if quant != DEFAULT_QUANT:
+        raise UsageError(f"--quant is for --format gguf, not for {kind}", got=quant,
+                         remedy="leave one of the two out")
+    return kind
 
 
 class Interrupted(Exception):  # noqa: N818 - the user's wish, not an error

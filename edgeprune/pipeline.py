@@ -19,9 +19,9 @@ from edgeprune.device.measure import Comparison, Measurement, Workload, model_by
 from edgeprune.device.session import Device, open_device
 from edgeprune.device.target import load_target
 from edgeprune.errors import DeviceError, UsageError
-from edgeprune.export.gguf import check_format
 from edgeprune.judging import Judgement, judge, judge_quality, requests_needed, verdict
 from edgeprune.model.checkpoint import Checkpoint
+from edgeprune.model.quantization import check_format
 from edgeprune.model.shape import LlamaShape
 from edgeprune.model.source import resolve_model
 from edgeprune.planning.aim import MARGIN

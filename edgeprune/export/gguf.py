@@ -16,13 +16,13 @@ import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeprune.errors import EdgePruneError, UsageError, nearest
+from edgeprune.errors import EdgePruneError
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.gguf import quiet_llama_cpp
 from edgeprune.model.layout import ROPE_FACTORS, gguf_name, tensor_list_bytes
 from edgeprune.model.quantization import (
     FLOAT_FORMATS,
-    FORMATS,
+    check_format,
     padded,
     rope_factor_count,
     stored_bytes,
@@ -43,17 +43,6 @@ FILE_TYPES = {
     "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
 }
 NUMPY_TYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16)}
-
-
-def check_format(name: str) -> str:
-    """Return the canonical name of a GGUF number format.
-
-    Raises:
-        UsageError: An unknown format; the nearest known one is named.
-    """
-    if name.upper() not in FORMATS:
-        raise UsageError("unknown quantization", got=name, remedy=nearest(name.upper(), FORMATS))
-    return name.upper()
 
 
 def export_gguf(

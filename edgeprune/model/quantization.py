@@ -15,8 +15,9 @@ import math
 from collections.abc import Iterator
 from functools import lru_cache
 
+from edgeprune.errors import UsageError, nearest
 from edgeprune.model import onnx_formats as onnx
-from edgeprune.model.onnx_formats import is_onnx
+from edgeprune.model.onnx_formats import ONNX_FORMATS, is_onnx
 from edgeprune.model.shape import LlamaShape
 from edgeprune.model.tensors import PROJECTION, Axis, TensorSpec, tensor_specs
 
@@ -32,6 +33,19 @@ BLOCKS = {"F32": (1, 4), "F16": (1, 2), "Q4_0": (32, 18), "Q5_0": (32, 22), "Q5_
 K_QUANT_BLOCK = 256
 HEAD = "head"  # what `weights_read` calls the output head, whatever its type
 _FALLBACKS = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}  # for rows that do not fit
+
+
+def check_format(name: str) -> str:
+    """Return the canonical name of a number format, of GGUF or of ONNX.
+
+    Raises:
+        UsageError: An unknown format; the nearest known one is named.
+    """
+    known = {known.upper(): known for known in (*FORMATS, *ONNX_FORMATS)}
+    if name.upper() not in known:
+        raise UsageError("unknown number format", got=name,
+                         remedy=nearest(name.upper(), known.values()))
+    return known[name.upper()]
 
 
 def tensor_types(shape: LlamaShape, quant: str) -> Iterator[tuple[TensorSpec, str]]:

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from edgeprune.errors import UsageError
-from edgeprune.export.gguf import check_format, export_gguf, interleave_rope_rows
+from edgeprune.export.gguf import export_gguf, interleave_rope_rows
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import Cuts, LayerImportance, kept_in_layer, kept_layers
 from edgeprune.model.gguf import GgufModel
-from edgeprune.model.quantization import FORMATS
+from edgeprune.model.quantization import FORMATS, check_format
 from edgeprune.pruning.surgery import prune
 from tests.model.test_shape import LLAMA_31_8B
 from tests.tiny import hf_logits, make_tiny

@@ -1,0 +1,127 @@
+"""ONNX export: logits and replies equal the checkpoint's; bytes are what the format says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from edgeprune.device.engine_onnx import Engine
+from edgeprune.export.graph import graph_of
+from edgeprune.export.onnx import export_onnx, quantized
+from edgeprune.model.checkpoint import Checkpoint
+from edgeprune.model.cuts import kept_in_layer, kept_layers
+from edgeprune.model.onnx import OnnxModel
+from edgeprune.model.onnx_formats import ONNX_FORMATS, tensor_bytes
+from edgeprune.model.shape import LlamaShape
+from edgeprune.pruning.surgery import prune
+from tests.export.test_gguf import CUTS, IMPORTANCE, TOKENS
+from tests.model.test_shape import LLAMA_31_8B
+from tests.tiny import hf_logits, make_tiny
+
+
+def exported(directory: Path, scratch: Path, quant: str = "onnx:fp32") -> Path:
+    """Export a checkpoint; return the directory of the ONNX model."""
+    export_onnx(Checkpoint(directory), None, scratch / "onnx", quant=quant)
+    return scratch / "onnx"
+
+
+def engine(model: Path) -> Engine:
+    """Load an ONNX model as the agent does."""
+    return Engine({"path": str(model / "model.onnx"), "threads": 1, "n_prompt": 16, "n_new": 16},
+                  model)
+
+
+def assert_parity(directory: Path, scratch: Path) -> None:
+    """Compare logits of a prompt, and of decode steps with the KV cache, with transformers'."""
+    model, theirs = exported(directory, scratch), hf_logits(directory, TOKENS).numpy()
+    with OnnxModel(model, threads=1) as opened:
+        assert np.abs(opened.logits(TOKENS) - theirs).max() < 1e-3
+    running = engine(model)
+    for start, end in ((0, 5), (5, 6), (6, 7), (7, 10)):
+        step = np.array([TOKENS[start:end]], dtype=np.int64)
+        assert np.abs(running.evaluate(step) - theirs[end - 1]).max() < 1e-3
+
+
+@pytest.mark.parametrize("name", list(CUTS))
+def test_logits_equal_those_of_the_pruned_checkpoint(
+    tiny: Path, tmp_path: Path, name: str
+) -> None:
+    checkpoint, cuts = Checkpoint(tiny), CUTS[name]
+    if checkpoint.shape.queries_per_group <= cuts.query_heads:
+        cuts = cuts.model_copy(update={"query_heads": 0})  # MHA has one query head in a group
+    kept = {i: kept_in_layer(checkpoint.shape, IMPORTANCE, cuts)
+            for i in kept_layers(checkpoint.shape, cuts)}
+    prune(checkpoint, cuts, kept, tmp_path / "pruned")
+    assert_parity(tmp_path / "pruned", tmp_path)
+
+
+@pytest.mark.parametrize("change", [
+    {"attention_bias": True}, {"mlp_bias": True}, {"rope_scaling": LLAMA_31_8B["rope_scaling"]},
+    {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, {"head_dim": 32},
+])
+def test_variants_of_the_architecture_keep_their_logits(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    assert_parity(make_tiny(tmp_path / "model", **change), tmp_path)
+
+
+def test_a_reply_is_that_of_transformers(tiny: Path, tmp_path: Path) -> None:
+    model = LlamaForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    theirs = model.generate(torch.tensor([TOKENS]), max_new_tokens=12, do_sample=False,
+                            eos_token_id=None, pad_token_id=0)[0, len(TOKENS):].tolist()
+    running = engine(exported(tiny, tmp_path))
+    assert running.generate(TOKENS, 12) == theirs
+    assert running.generate(TOKENS, 12) == theirs  # nothing is left of the first request
+    drawn = running.generate(TOKENS, 12, temperature=2.0, seed=1)
+    assert drawn == running.generate(TOKENS, 12, temperature=2.0, seed=1) != theirs
+    assert running.generate(TOKENS, 12, temperature=2.0, top_p=1e-9) == theirs
+
+
+@pytest.mark.parametrize("quant", ONNX_FORMATS)
+@pytest.mark.parametrize("change", [
+    {}, {"head_dim": 24, "intermediate_size": 100}, {"hidden_size": 72, "mlp_bias": True},
+    {"attention_bias": True},
+])
+def test_every_format_is_written_to_the_byte_and_runs(
+    tiny: Path, tmp_path: Path, quant: str, change: dict[str, Any]
+) -> None:
+    tied = Checkpoint(tiny).shape.tie_word_embeddings
+    source = make_tiny(tmp_path / "model", **{"tie_word_embeddings": tied, **change})
+    model = exported(source, tmp_path, quant)
+    assert (model / "model.onnx.data").stat().st_size == tensor_bytes(
+        Checkpoint(source).shape, quant)
+    assert engine(model).generate(TOKENS, 4) is not None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "onnx"]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_blocks_hold_the_weights_to_half_a_step(bits: int) -> None:
+    rows = np.random.default_rng(0).normal(size=(6, 96)).astype(np.float32)
+    blocks, scales = quantized(rows, bits)
+    if bits == 4:  # two in a byte, the first in the lower half
+        blocks = np.stack([blocks & 15, blocks >> 4], axis=-1).reshape(6, 3, 32)
+    found = (blocks.astype(np.float32) - 2 ** (bits - 1)) * scales[..., None]
+    error = np.abs(found - rows.reshape(6, 3, 32)) / np.abs(scales)[..., None]
+    assert error.max() <= 1.01  # the largest of the other sign is one step off
+    assert np.median(error) < 0.3
+
+
+def test_the_graph_needs_no_weights_and_is_small() -> None:
+    shape = LlamaShape.model_validate({
+        key: value for key, value in LLAMA_31_8B.items() if key in LlamaShape.model_fields
+        and key != "rope_scaling"} | {"head_dim": 128})
+    graph = graph_of(shape, "onnx:int8")
+    assert len(graph.SerializeToString()) < 300_000
+    kinds = {node.op_type for node in graph.graph.node}
+    assert {"MatMulNBits", "GroupQueryAttention", "GatherBlockQuantized"} <= kinds
+    assert "MatMul" not in kinds
+    assert all(tensor.data_location == onnx.TensorProto.EXTERNAL
+               for tensor in graph.graph.initializer)
+
+
