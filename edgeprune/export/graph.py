@@ -23,7 +23,7 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
-from edgeprune.errors import EdgePruneError
+from edgeprune.errors import EdgePruneError, InputError
 from edgeprune.model.onnx_formats import BITS, BLOCK, block_bytes, padded
 from edgeprune.model.shape import LlamaShape, config_of_shape
 
@@ -31,6 +31,7 @@ DATA_FILE = "model.onnx.data"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.MatMul.weight"
 ROTARY = ("cos_cache", "sin_cache")
 CONTRIB = "com.microsoft"
+HEAD_GRAIN = 16  # of GroupQueryAttention with rotary embedding, on the CPU
 INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level: activations are rounded to int8
 _BYTES = {TensorProto.FLOAT: 4, TensorProto.UINT8: 1}
 
@@ -43,8 +44,12 @@ def graph_of(shape: LlamaShape, quant: str) -> onnx.ModelProto:
         quant: One of `edgeprune.model.onnx_formats.ONNX_FORMATS`.
 
     Raises:
+        InputError: onnxruntime has no attention for heads of this size.
         EdgePruneError: The builder made something else than this Llama.
     """
+    if shape.head_dim % HEAD_GRAIN:
+        raise InputError(f"onnxruntime's attention takes a head_dim that is a multiple of "
+                         f"{HEAD_GRAIN}", got=shape.head_dim, remedy="take --format gguf")
     model = _float_graph(shape)
     if bits := BITS[quant]:
         _quantize(model.graph, bits, tied=shape.tie_word_embeddings)
@@ -86,8 +91,7 @@ def _float_graph(shape: LlamaShape) -> onnx.ModelProto:
     products = 5 * shape.num_hidden_layers + 1
     if (found := len(list(_products(model.graph)))) != products:
         raise EdgePruneError("the ONNX graph is not that of this Llama",
-                             got=f"{found} matrix products, not {products}",
-                             remedy="does a projection have as many rows as the vocabulary?")
+                             got=f"{found} matrix products, not {products}")
     return model
 
 
@@ -113,6 +117,10 @@ def _builder() -> Any:
                 if getattr(module, "bias", None) is not None:  # the builder leaves zeros out
                     module.bias = torch.nn.Parameter(torch.ones(module.bias.shape))
             return model
+
+        def has_lm_head(self, module: torch.nn.Module) -> bool:
+            # the builder takes any projection with as many rows as the vocabulary for it
+            return module is self.weights.lm_head
 
     return Weightless
 

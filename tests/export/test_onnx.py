@@ -12,6 +12,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from edgeprune.device.engine_onnx import Engine
+from edgeprune.errors import InputError
 from edgeprune.export.graph import graph_of
 from edgeprune.export.onnx import export_onnx, quantized
 from edgeprune.model.checkpoint import Checkpoint
@@ -85,7 +86,7 @@ def test_a_reply_is_that_of_transformers(tiny: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("quant", ONNX_FORMATS)
 @pytest.mark.parametrize("change", [
-    {}, {"head_dim": 24, "intermediate_size": 100}, {"hidden_size": 72, "mlp_bias": True},
+    {}, {"head_dim": 48, "intermediate_size": 100}, {"hidden_size": 72, "mlp_bias": True},
     {"attention_bias": True},
 ])
 def test_every_format_is_written_to_the_byte_and_runs(
@@ -98,6 +99,11 @@ def test_every_format_is_written_to_the_byte_and_runs(
         Checkpoint(source).shape, quant)
     assert engine(model).generate(TOKENS, 4) is not None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "onnx"]
+
+
+def test_heads_that_onnxruntime_cannot_attend_with_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="multiple of 16: got 24"):
+        exported(make_tiny(tmp_path / "model", head_dim=24), tmp_path)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
