@@ -2,6 +2,7 @@
 
     python benchmarks/cost_model.py --target local [--seconds 900]
     python benchmarks/cost_model.py --target qemu-arm64    (boots the emulated machine if need be)
+    python benchmarks/cost_model.py --target local --format onnx:int8
 
 The profile's shapes and the unseen ones, SmolLM2 with fewer layers, heads, FFN channels, components
 of the hidden states and with other requests, are measured in turn in one job, so that what the
@@ -28,6 +29,7 @@ from edgeprune.device.session import Device, open_device
 from edgeprune.device.target import load_target
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import Cuts
+from edgeprune.model.quantization import check_format
 from edgeprune.model.shape import LlamaShape
 from edgeprune.model.source import resolve_model
 from edgeprune.profiling.design import DesignPoint, Pace, design
@@ -43,7 +45,7 @@ from edgeprune.profiling.profile import (
 from tests.arm import machine as arm
 
 ROOT = Path(__file__).parent.parent
-QUANT, MOST_ROUNDS = "Q4_K_M", 500
+MOST_ROUNDS = 500
 # Layers, KV groups, query heads in each, FFN, hidden size; prompt and new tokens as shares of the
 # profile's.
 UNSEEN = (
@@ -62,26 +64,28 @@ def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="Check the cost model on unseen shapes.")
     parser.add_argument("--target", default="local", help="'local', 'qemu-arm64', or any other")
+    parser.add_argument("--format", default="Q4_K_M", help="number format, of GGUF or ONNX")
     parser.add_argument("--seconds", type=float, default=900, help="rounds begin within these")
     arguments = parser.parse_args()
+    quant = check_format(arguments.format)
     shape = Checkpoint(resolve_model("smollm2")[1]).shape
     is_emulated = arguments.target == "qemu-arm64"
     # with RAM for all models at once: they are then measured in turn, not in blocks
     booted = arm.boot(arm.build(), memory_mb=8192) if is_emulated else nullcontext()
     with booted, _opened(arguments.target) as device:
-        pilot, pace = try_out(device, shape, QUANT)
-        fitted = design(shape, QUANT, pace)
+        pilot, pace = try_out(device, shape, quant)
+        fitted = design(shape, quant, pace)
         unseen = [_unseen(shape, pace, row) for row in UNSEEN]
         # one of each by turns: huge pages grow on processes that were loaded earlier
         order = sorted(range(len(fitted) + len(unseen)), key=lambda i: i % len(fitted))
         points = [*fitted, *unseen]
-        measured, laid = measure_points(device, [points[i] for i in order], QUANT, pilot,
+        measured, laid = measure_points(device, [points[i] for i in order], quant, pilot,
                                         seconds=arguments.seconds, rounds=MOST_ROUNDS)
         samples = [sample for _, sample in sorted(zip(order, measured, strict=True),
                                                   key=lambda pair: pair[0])]
         print(f"{device.target.name}: {device.facts.describe()}; {datetime.now(UTC):%Y-%m-%d}; "
-              f"{QUANT}, {device.threads} threads")
-        _report(samples, len(fitted), laid[0].metadata_bytes, device)
+              f"{quant}, {device.threads} threads")
+        _report(samples, len(fitted), laid[0].metadata_bytes, device, quant)
     return 0
 
 
@@ -103,9 +107,11 @@ def _unseen(
                                        n_new=round(new * pace.n_new)))
 
 
-def _report(samples: Sequence[Sample], n_fitted: int, metadata: int, device: Device) -> None:
-    points, latency = points_of(samples), typical(samples, "request_latency_ms")
-    model = fit_cost_model(points[:n_fitted], QUANT, device.threads, metadata)
+def _report(
+    samples: Sequence[Sample], n_fitted: int, metadata: int, device: Device, quant: str
+) -> None:
+    points, latency = points_of(samples, quant), typical(samples, "request_latency_ms")
+    model = fit_cost_model(points[:n_fitted], quant, device.threads, metadata)
     rounds = [len(sample.measurement.token_ns) for sample in samples]
     blocks = samples[-1].block + 1
     print(f"{n_fitted} shapes fitted, {len(points) - n_fitted} unseen, {min(rounds)} to "

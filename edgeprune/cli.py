@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -73,6 +74,9 @@ NoRepair = Annotated[bool, typer.Option("--no-repair", help=(
     "Leave the weights that stay as they are, instead of fitting them to the unpruned model."))]
 EffortName = Annotated[str, typer.Option("--effort", help=(
     "low, medium or high: how much calibration text is looked at."))]
+AllowLoss = Annotated[bool, typer.Option("--allow-quality-loss", help=(
+    "Deploy an ONNX model however much its number format loses; else one whose perplexity is more "
+    "than 3 % above the float32 graph's is refused."))]
 CalibrationFile = Annotated[Path | None, typer.Option("--calibration", help=(
     "UTF-8 text of what the model is used for; an excerpt of WikiText-2 when left out."))]
 RunName = Annotated[str | None, typer.Option("--name", help=(
@@ -136,6 +140,7 @@ def run(
     effort: EffortName = "medium",
     calibration: CalibrationFile = None,
     name: RunName = None,
+    allow_quality_loss: AllowLoss = False,
     requests: Annotated[int | None, typer.Option(min=1, help=(
         "Requests in each measurement; 10 when left out, 6 on an emulated target, more where a "
         "percentile needs them; up to four times as many where they leave the verdict open."))
@@ -158,11 +163,11 @@ def run(
     from edgeprune.pruning.calibration import effort_of
     from edgeprune.report.render import HEADER, before_after, verdict_lines
 
-    wanted = Options(model=model, target=target, budget=budget, quant=number_format(kind, quant), threads=threads,
-                     strategy=strategy, importance=importance, repair=not no_repair,
-                     effort=effort_of(effort), calibration=calibration, name=name,
-                     requests=requests, fresh=fresh, runs=runs, targets=targets,
-                     profiles=profiles)
+    wanted = Options(model=model, target=target, budget=budget, quant=number_format(kind, quant),
+                     threads=threads, strategy=strategy, importance=importance,
+                     repair=not no_repair, effort=effort_of(effort), calibration=calibration,
+                     name=name, allow_quality_loss=allow_quality_loss, requests=requests,
+                     fresh=fresh, runs=runs, targets=targets, profiles=profiles)
     with progress(quiet=as_json) as (say, notify):
         outcome = run_pipeline(wanted, say=say, notify=notify)
     if as_json:
@@ -213,10 +218,10 @@ def plan(
     from edgeprune.report.explain import explanation
     from edgeprune.report.render import limits_in_words, plan_lines, predicted_rows
 
-    wanted = Options(model=model, target=target, budget=budget, quant=number_format(kind, quant), threads=threads,
-                     strategy=strategy, importance=importance, repair=not no_repair,
-                     effort=effort_of(effort), calibration=calibration, name=name, runs=runs,
-                     targets=targets, profiles=profiles)
+    wanted = Options(model=model, target=target, budget=budget, quant=number_format(kind, quant),
+                     threads=threads, strategy=strategy, importance=importance,
+                     repair=not no_repair, effort=effort_of(effort), calibration=calibration,
+                     name=name, runs=runs, targets=targets, profiles=profiles)
     with progress(quiet=as_json) as (say, notify):
         made, demand = plan_only(wanted, say=say, notify=notify)
         lines = explanation(made, demand) if explain else []
@@ -278,19 +283,25 @@ def export(
         "The .gguf file to write, or the directory of an ONNX model."))],
     kind: Format = "gguf",
     quant: Quant = DEFAULT_QUANT,
+    allow_quality_loss: AllowLoss = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
 ) -> None:
     """Convert a model to GGUF or ONNX, unpruned.
 
     Example: edgeprune export ./my-llama my-llama-Q5_K_M.gguf --quant Q5_K_M
     """
-    from edgeprune.errors import UsageError
+    from tempfile import TemporaryDirectory
+
     from edgeprune.device.measure import model_bytes
+    from edgeprune.errors import UsageError
     from edgeprune.export.artifact import export as export_artifact
     from edgeprune.model.checkpoint import Checkpoint
+    from edgeprune.model.onnx_formats import FLOAT, is_quantized_onnx
     from edgeprune.model.quantization import check_format
     from edgeprune.model.source import resolve_model
     from edgeprune.model.tokenizer import tokenizer_of
+    from edgeprune.quality.loss import check_loss, perplexity_as
+    from edgeprune.quality.perplexity import perplexity
 
     quant = check_format(number_format(kind, quant))
     if destination.exists() and not force:
@@ -299,20 +310,25 @@ def export(
         name, directory = resolve_model(model, notify=notify)
         checkpoint = Checkpoint(directory)
         destination.parent.mkdir(parents=True, exist_ok=True)
-        own = destination.with_name(destination.name + ".tokenizer")
-        notify(f"writing {quant}")
-        try:
-            export_artifact(checkpoint, tokenizer_of(directory, own), destination, quant=quant,
-                            name=name)
-        finally:
-            own.unlink(missing_ok=True)
+        with TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}.") as part:
+            tokenizer = tokenizer_of(directory, Path(part) / "tokenizer.gguf")
+            made = Path(part) / destination.name
+            notify(f"writing {quant}")
+            export_artifact(checkpoint, tokenizer, made, quant=quant, name=name)
+            if is_quantized_onnx(quant) and not allow_quality_loss:
+                exact = perplexity_as(checkpoint, tokenizer, FLOAT, Path(part), notify=notify)
+                check_loss(quant, perplexity(made, notify=notify), exact)
+            if destination.is_dir():
+                shutil.rmtree(destination)
+            made.replace(destination)
         say(f"{destination}: {model_bytes(destination) / 2**20:.1f} MiB, {quant}, "
             f"{checkpoint.shape.describe()}")
 
 
 @app.command()
 def bench(
-    artifact: Annotated[Path, typer.Argument(help="A .gguf file, or the directory of an ONNX model.")],
+    artifact: Annotated[Path, typer.Argument(help=(
+        "A .gguf file, or the directory of an ONNX model."))],
     target: TargetName,
     prompt: Annotated[int, typer.Option(min=1, help="Prompt tokens of a request.")] = 32,
     new: Annotated[int, typer.Option(min=2, help="New tokens of a request.")] = 100,

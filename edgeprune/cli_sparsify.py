@@ -44,8 +44,8 @@ def sparsify(
     """
     from edgeprune.device.session import open_device
     from edgeprune.device.target import load_target
-    from edgeprune.model.quantization import check_format
     from edgeprune.model.checkpoint import Checkpoint
+    from edgeprune.model.quantization import check_format
     from edgeprune.model.source import resolve_model
     from edgeprune.model.tokenizer import tokenizer_of
     from edgeprune.records import Verdict

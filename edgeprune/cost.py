@@ -14,17 +14,21 @@ What is counted, and what its price is fitted to, none of them negative (times i
 - RAM beside what is known exactly (file, repacked weights, KV cache): the process; layers; what
   lies between the operators of a batch (activations), and the output.
 
-The size of the file and of the KV cache are not fitted: they are known to the byte.
+The size of the file and of the KV cache are not fitted: they are known to the byte. onnxruntime
+does not keep the file mapped: it packs each matrix into memory of its own, so that of an ONNX model
+the MB of weights are features of RAM, too; it keeps the scores of a whole prompt's attention.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
 from edgeprune.model.layout import file_bytes
+from edgeprune.model.onnx_formats import is_onnx
 from edgeprune.model.quantization import HEAD, head_type, outer_bytes, weights_read
 from edgeprune.model.shape import LlamaShape
 from edgeprune.records import Record
@@ -35,6 +39,25 @@ REPACKED = "repacked_bytes"
 # the agent asks for); the KV cache is looked at in steps of KV_STEP tokens, and from SPLIT_KV on
 # the threads share the tokens of each head, where before they share the heads.
 UBATCH, KV_STEP, SPLIT_KV = 512, 256, 512
+
+
+class Runtime(NamedTuple):
+    """How a runtime works.
+
+    Attributes:
+        kv_bytes: Bytes of a number in the KV cache.
+        batch: Most tokens of a prompt that it evaluates at once.
+        split_kv: How long the KV cache is from where on threads share the tokens of each head.
+    """
+
+    kv_bytes: int
+    batch: int
+    split_kv: int
+
+
+_NEVER = 2**62
+LLAMA_CPP = Runtime(kv_bytes=2, batch=UBATCH, split_kv=SPLIT_KV)
+ONNXRUNTIME = Runtime(kv_bytes=4, batch=_NEVER, split_kv=_NEVER)
 # Scale of the logistic distribution of what a cache of 1 MB keeps: on a shared Xeon, 1/8 to 3/20
 # predicted left-out shapes best in one hour (errors a fifth smaller than with a sharp size); in
 # another, when the cache kept less, no scale did.
@@ -117,29 +140,30 @@ class CostModel(Record):
         room = context_tokens(n_prompt, n_new, n_ctx)
         file = file_bytes(shape, self.quant, self.metadata_bytes)
         repacked = self._price(REPACKED, repack_features(shape, self.quant))
-        kv = kv_cache_bytes(shape, room)
-        rest = self._price("ram_bytes", ram_features(shape, n_prompt, room))
+        kv = kv_cache_bytes(shape, self.quant, room)
+        rest = self._price("ram_bytes", ram_features(shape, self.quant, n_prompt, room))
+        exact = {"file_bytes": file, "kv_cache_bytes": kv, REPACKED: repacked}
         return Cost(
             ttft_ms=self._price("ttft_ms", prompt_features(shape, self.quant, n_prompt)),
             token_ms=self._price("token_ms", token_features(
                 shape, self.quant, n_prompt, n_new, room, self.threads, self.cache_mb)),
-            ram_bytes=file + repacked + kv + rest,
-            file_bytes=file,
-            kv_cache_bytes=kv,
-            repacked_bytes=repacked,
+            ram_bytes=rest + sum(exact[name] for name in known_ram(self.quant)),
+            **exact,
         )
 
     def fixed(self, shape: LlamaShape, n_prompt: int) -> Cost:
         """Return the part of a cost that no pruning removes: what a model without layers takes."""
         file = outer_bytes(shape, self.quant) + self.metadata_bytes
         head = {"head MB": weights_read(shape, self.quant)[HEAD] / 1e6}
-        rest = ram_features(shape, n_prompt, n_prompt)
+        rest = ram_features(shape, self.quant, n_prompt, n_prompt)
+        kept = ("process", "logits", "head MB stored")
+        batches = -(-n_prompt // runtime_of(self.quant).batch)
         return Cost(
-            ttft_ms=self._price("ttft_ms", {"batch": -(-n_prompt // UBATCH), **head}),
+            ttft_ms=self._price("ttft_ms", {"batch": batches, **head}),
             token_ms=self._price("token_ms", {
                 "token": 1.0, **head, **uncached(head["head MB"], self.cache_mb)}),
-            ram_bytes=file + self._price("ram_bytes", {
-                name: rest[name] for name in ("process", "logits")}),
+            ram_bytes=(0 if is_onnx(self.quant) else file) + self._price("ram_bytes", {
+                name: rest[name] for name in kept if name in rest}),
             file_bytes=file,
         )
 
@@ -147,6 +171,16 @@ class CostModel(Record):
         prices = self.prices[metric]
         other = prices.get(OTHER, 0.0)
         return sum(amount * prices.get(name, other) for name, amount in features.items())
+
+
+def runtime_of(quant: str) -> Runtime:
+    """Return how the runtime of a number format works."""
+    return ONNXRUNTIME if is_onnx(quant) else LLAMA_CPP
+
+
+def known_ram(quant: str) -> tuple[str, ...]:
+    """Return which numbers of a `Cost` are parts of RAM that are known exactly."""
+    return ("kv_cache_bytes",) if is_onnx(quant) else ("file_bytes", "kv_cache_bytes", REPACKED)
 
 
 def roofline_token_ms(shape: LlamaShape, quant: str, read_bytes_per_s: float) -> float:
@@ -162,7 +196,8 @@ def token_features(
     cache_mb: float = 0.0,
 ) -> Features:
     """Return what the time of a further token is linear in, as a mean over a request's."""
-    heads = _busiest_heads(shape.num_attention_heads, n_prompt, n_new, n_ctx, threads)
+    heads = _busiest_heads(shape.num_attention_heads, n_prompt, n_new, n_ctx, threads,
+                           runtime_of(quant).split_kv)
     attention = shape.num_hidden_layers * shape.head_dim * heads / 1e6
     read = read_mb(shape, quant, n_prompt, n_new)
     return {"token": 1.0, "layer": float(shape.num_hidden_layers), "attention": attention,
@@ -173,7 +208,7 @@ def token_features(
 def read_mb(shape: LlamaShape, quant: str, n_prompt: int, n_new: int) -> float:
     """Return the MB that a token reads and the next one again: weights, and keys and values."""
     depth = n_prompt + n_new / 2
-    kv = 4 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim * depth
+    kv = _kv_token_bytes(shape, quant) * depth
     return (sum(weights_read(shape, quant).values()) + kv) / 1e6
 
 
@@ -200,28 +235,33 @@ def warming(mb: float, cache_mb: float, n_new: int) -> Features:
 
 
 @lru_cache(maxsize=4096)
-def _busiest_heads(heads: int, n_prompt: int, n_new: int, n_ctx: int, threads: int) -> float:
+def _busiest_heads(
+    heads: int, n_prompt: int, n_new: int, n_ctx: int, threads: int, split_kv: int
+) -> float:
     """Return how many keys the busiest thread looks at for a further token, as a mean."""
     depths = range(n_prompt + 1, n_prompt + n_new)
-    return sum(keys_looked_at(heads, depth, n_ctx, threads) for depth in depths) / len(depths)
+    return sum(keys_looked_at(heads, depth, n_ctx, threads, split_kv)
+               for depth in depths) / len(depths)
 
 
-def keys_looked_at(heads: int, depth: int, n_ctx: int, threads: int) -> int:
+def keys_looked_at(
+    heads: int, depth: int, n_ctx: int, threads: int, split_kv: int = SPLIT_KV
+) -> int:
     """Return how many keys the busiest thread looks at in one layer for one token.
 
-    Every query head looks at `depth` tokens. Below `SPLIT_KV` the threads share out the heads, from
+    Every query head looks at `depth` tokens. Below `split_kv` the threads share out the heads, from
     there on the cells of the cache, of which the last ones may be empty
     (`ggml_compute_forward_flash_attn_ext_f16`).
     """
     cells = min(n_ctx, max(KV_STEP, _up(depth, KV_STEP)))
-    if cells >= SPLIT_KV:
+    if cells >= split_kv:
         return heads * min(depth, -(-cells // threads))
     return -(-heads // threads) * depth
 
 
 def prompt_features(shape: LlamaShape, quant: str, n_prompt: int) -> Features:
     """Return what the time to the first token is linear in."""
-    layers, batches = shape.num_hidden_layers, -(-n_prompt // UBATCH)
+    layers, batches = shape.num_hidden_layers, -(-n_prompt // runtime_of(quant).batch)
     read = dict(weights_read(shape, quant))
     head = read.pop(HEAD)
     # a token looks at those before it; tiles of 64
@@ -236,20 +276,26 @@ def prompt_features(shape: LlamaShape, quant: str, n_prompt: int) -> Features:
             **{f"{name} MB": n_prompt * size / 1e8 for name, size in read.items()}}
 
 
-def ram_features(shape: LlamaShape, n_prompt: int, n_ctx: int) -> Features:
-    """Return what RAM beside file, repacked weights and KV cache is linear in.
+def ram_features(shape: LlamaShape, quant: str, n_prompt: int, n_ctx: int) -> Features:
+    """Return what RAM beside what is known exactly (`known_ram`) is linear in.
 
-    Activations are reserved for a whole batch. Where the kernel hands out huge pages, touching some
-    rows takes the page whole; where it does not, only the rows of the prompt are taken.
+    llama.cpp reserves activations for a whole batch. Where the kernel hands out huge pages,
+    touching some rows takes the page whole; where it does not, only the rows of the prompt are
+    taken.
     """
-    batch, reserved = min(n_prompt, UBATCH), min(n_ctx, UBATCH)
+    most = runtime_of(quant).batch
+    batch, reserved = min(n_prompt, most), min(n_ctx, most)
     outer = shape.hidden_size + shape.num_attention_heads * shape.head_dim
-    return {"process": 1.0, "layer": float(shape.num_hidden_layers),
-            "activations": batch * outer / 1e6,
-            "FFN activations": batch * shape.intermediate_size / 1e6,
-            "reserved": reserved * outer / 1e6,
-            "FFN reserved": reserved * shape.intermediate_size / 1e6,
-            "logits": shape.vocab_size / 1e6}
+    features = {"process": 1.0, "layer": float(shape.num_hidden_layers),
+                "activations": batch * outer / 1e6,
+                "FFN activations": batch * shape.intermediate_size / 1e6,
+                "logits": shape.vocab_size / 1e6}
+    if is_onnx(quant):
+        scores = shape.num_attention_heads * n_prompt * n_prompt / 1e6
+        return {**features, "scores": scores, **{
+            f"{name} MB stored": size / 1e6 for name, size in weights_read(shape, quant).items()}}
+    return {**features, "reserved": reserved * outer / 1e6,
+            "FFN reserved": reserved * shape.intermediate_size / 1e6}
 
 
 def repack_features(shape: LlamaShape, quant: str) -> Features:
@@ -263,10 +309,14 @@ def repack_features(shape: LlamaShape, quant: str) -> Features:
             {**read, kind: read.get(kind, 0) + head}.items()}
 
 
-def kv_cache_bytes(shape: LlamaShape, n_ctx: int) -> int:
-    """Return the bytes of the keys and values of a context, kept in F16."""
-    return (2 * 2 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim
-            * _up(n_ctx, KV_STEP))
+def kv_cache_bytes(shape: LlamaShape, quant: str, n_ctx: int) -> int:
+    """Return the bytes of the keys and values of a context."""
+    return _kv_token_bytes(shape, quant) * _up(n_ctx, KV_STEP)
+
+
+def _kv_token_bytes(shape: LlamaShape, quant: str) -> int:
+    return (2 * runtime_of(quant).kv_bytes * shape.num_hidden_layers * shape.num_key_value_heads
+            * shape.head_dim)
 
 
 def context_tokens(n_prompt: int, n_new: int, n_ctx: int | None) -> int:

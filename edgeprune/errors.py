@@ -4,7 +4,8 @@
     ├── UsageError            2  a budget, a target file or an option that cannot be read
     ├── InfeasibleError       3  nothing that the allowed cuts reach holds the budget
     ├── DeviceError           5  the target: unreachable, refused, or a job failed on it
-    └── InputError            6  the model or a text file
+    ├── InputError            6  the model or a text file
+    └── QualityError          8  a number format loses too much to be deployed
 
 Verdicts that are not failures have codes of their own: 0 met, 4 inconclusive, 7 missed (see
 `edgeprune.records.Verdict`).
@@ -56,6 +57,12 @@ class InputError(EdgePruneError):
     """The model or another input file is missing, broken or unsupported."""
 
     exit_code = 6
+
+
+class QualityError(EdgePruneError):
+    """A number format loses so much by itself that the artifact is refused."""
+
+    exit_code = 8
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

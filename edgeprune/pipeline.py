@@ -19,8 +19,10 @@ from edgeprune.device.measure import Comparison, Measurement, Workload, model_by
 from edgeprune.device.session import Device, open_device
 from edgeprune.device.target import load_target
 from edgeprune.errors import DeviceError, UsageError
+from edgeprune.formats import admitted
 from edgeprune.judging import Judgement, judge, judge_quality, requests_needed, verdict
 from edgeprune.model.checkpoint import Checkpoint
+from edgeprune.model.onnx_formats import is_quantized_onnx
 from edgeprune.model.quantization import check_format
 from edgeprune.model.shape import LlamaShape
 from edgeprune.model.source import resolve_model
@@ -60,6 +62,7 @@ class Options(Record):
         repair: False leaves the weights that stay as they are.
         effort: How much calibration text is looked at.
         calibration: A file of calibration text; the shipped text when None.
+        allow_quality_loss: Deploy an ONNX model however much its format loses by itself.
         requests: Measured requests; 10 when None, 6 on an emulated target.
         fresh: Start over instead of going on with what the run directory holds.
         runs: Where run directories are.
@@ -78,6 +81,7 @@ class Options(Record):
     effort: Effort = Effort.MEDIUM
     calibration: Path | None = None
     name: str | None = None
+    allow_quality_loss: bool = False
     requests: int | None = None
     fresh: bool = False
     runs: Path = Path("runs")
@@ -123,11 +127,13 @@ def run(options: Options, *, say: Say = lambda _: None, notify: Say = lambda _: 
     Raises:
         EdgePruneError: See `edgeprune.errors`; nothing that was finished is lost.
     """
-    with _begun(options, say, notify) as (stages, budget):
+    with _begun(options, say, notify) as (asked, budget):
+        stages = admitted(asked, allow_loss=options.allow_quality_loss, say=say)
         baseline = _baseline(stages, say, keep=budget.is_relative)
         chosen, demand, profiled = choose_format(
             stages, budget, baseline, auto=options.quant == AUTO, say=say)
-        return _finish(chosen, budget, _rounds(chosen, baseline, demand, profiled, say))
+        return _finish(chosen, budget, _rounds(chosen, baseline, demand, profiled, say),
+                       allow_loss=options.allow_quality_loss)
 
 
 def plan_only(
@@ -267,7 +273,9 @@ def _corrected(
         "margin": MARGIN + doubt})
 
 
-def _finish(stages: Stages, budget: Budget, rounds: list[_Round]) -> Outcome:
+def _finish(
+    stages: Stages, budget: Budget, rounds: list[_Round], *, allow_loss: bool
+) -> Outcome:
     """Judge the quality; write the final records and the report."""
     device, last = stages.device, rounds[-1]
     unpruned, artifact = stages.export_baseline(), stages.build(last.plan.cuts)
@@ -275,8 +283,10 @@ def _finish(stages: Stages, budget: Budget, rounds: list[_Round]) -> Outcome:
     device_path = None if device.target.is_local else device.put_model(artifact)
     for file in (unpruned, *([artifact] if device.target.is_local else [])):
         device.forget(device.remote_name(file))
-    before = stages.perplexity("quality-before", unpruned, stages.baseline_key)
-    after = stages.perplexity("quality-after", artifact, stages.artifact_key(last.plan.cuts))
+    if is_quantized_onnx(stages.quant) and not allow_loss:
+        stages.check_format(last.plan.cuts)
+    before = stages.quality_before().perplexity
+    after = stages.quality_after(last.plan.cuts).perplexity
     quality = {Metric.PPL_RATIO: after / before}
     if Metric.KL in budget.quality_limits:
         quality[Metric.KL] = stages.divergence(last.plan.cuts)

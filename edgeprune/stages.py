@@ -6,6 +6,7 @@ missing or their inputs have changed. The order of the stages is `edgeprune.pipe
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,19 +19,27 @@ from edgeprune.device.session import Device
 from edgeprune.export.artifact import artifact_name, export, metadata_bytes
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import Cuts
+from edgeprune.model.onnx_formats import FLOAT
 from edgeprune.model.tokenizer import tokenizer_of
 from edgeprune.planning.demand import Demand
 from edgeprune.planning.greedy import Plan
 from edgeprune.profiling.profile import Profile, profile
 from edgeprune.pruning.calibration import Effort
 from edgeprune.quality.divergence import Divergence, divergence
+from edgeprune.quality.loss import check_loss, perplexity_as
 from edgeprune.quality.perplexity import Quality, perplexity
-from edgeprune.records import digest, file_digest
+from edgeprune.records import Record, digest, file_digest
 from edgeprune.rundir import RunDirectory
 from edgeprune.strategies import Strategy
 
 # Requests of a comparison that says too little are added to, up to so many times the first number.
 MOST = 4
+
+
+class Formats(Record):
+    """The unpruned model in several number formats, measured in turn."""
+
+    measured: dict[str, Measurement]
 
 
 @dataclass(frozen=True)
@@ -144,10 +153,46 @@ class Stages:
         return self.run.record(f"quantization-{self.quant}", key,
                                f"quantization/{self.quant}.json", Divergence, make).kl_mean
 
+    def unpruned_perplexity(self, quant: str) -> Quality:
+        """Take the perplexity of the unpruned model in a number format, here."""
+        return self._perplexity_as(self.checkpoint, self.model_key, quant, "quantization")
+
+    def check_format(self, cuts: Cuts) -> None:
+        """Refuse a pruned artifact that its ONNX format costs too much.
+
+        Raises:
+            QualityError: It loses more than `edgeprune.quality.loss.MOST_LOSS`.
+        """
+        exact = self._perplexity_as(Checkpoint(self.compress(cuts)), self.cutting.key(cuts), FLOAT,
+                                    "quality-after")
+        check_loss(self.quant, self.quality_after(cuts), exact)
+
+    def compare_formats(self, *quants: str) -> Formats:
+        """Measure the unpruned model in several formats on the target, in turn."""
+        def make() -> Formats:
+            files = {quant: self.run.path / "formats" / artifact_name(self.name, quant)
+                     for quant in quants}
+            for quant, file in files.items():
+                file.parent.mkdir(exist_ok=True)
+                self._export(self.checkpoint, file, quant)
+            found = self._measure("the unpruned model in each format", *files.values())
+            for file in files.values():
+                self.device.forget(self.device.remote_name(file))
+            shutil.rmtree(self.run.path / "formats")
+            return Formats(measured=dict(zip(files, found, strict=True)))
+
+        return self.run.record(
+            "formats", self._bench_key(digest(self.model_key, quants)), "formats.json", Formats,
+            make, usable=lambda known: not any(m.disturbances for m in known.measured.values()))
+
+    def compress(self, cuts: Cuts) -> Path:
+        """Cut the weights."""
+        return self.run.make("compress", self.artifact_key(cuts), "model",
+                             lambda path: self.cutting.write(cuts, path))
+
     def build(self, cuts: Cuts) -> Path:
         """Cut the weights and export the artifact."""
-        model = self.run.make("compress", self.artifact_key(cuts), "model",
-                              lambda path: self.cutting.write(cuts, path))
+        model = self.compress(cuts)
         return self.run.make("export", self.artifact_key(cuts),
                              str(self.artifact.relative_to(self.run.path)),
                              lambda path: self._export(Checkpoint(model), path, self.quant))
@@ -194,11 +239,13 @@ class Stages:
             f"rounds/{number}/bench.json", Comparison, make,
             usable=lambda known: not known.disturbances)
 
-    def perplexity(self, stage: str, artifact: Path, key: str) -> float:
-        """Take the perplexity of the artifact that `key` identifies, here."""
-        return self.run.record(stage, digest(key, shipped_text("evaluation")), f"{stage}.json",
-                               Quality, lambda: perplexity(
-                                   artifact, notify=self.device.notify)).perplexity
+    def quality_before(self) -> Quality:
+        """Take the perplexity of the unpruned artifact, here."""
+        return self._perplexity("quality-before", self.export_baseline(), self.baseline_key)
+
+    def quality_after(self, cuts: Cuts) -> Quality:
+        """Take the perplexity of the pruned artifact, here."""
+        return self._perplexity("quality-after", self.build(cuts), self.artifact_key(cuts))
 
     def divergence(self, cuts: Cuts) -> float:
         """Take the artifact's mean KL divergence from the unpruned model, here; nats per token."""
@@ -207,6 +254,19 @@ class Stages:
             self.build(cuts), self.export_baseline(), notify=self.device.notify)).kl_mean
 
     # --- how they are done -----------------------------------------------------------------------
+
+    def _perplexity(self, stage: str, artifact: Path, key: str) -> Quality:
+        return self.run.record(stage, digest(key, shipped_text("evaluation")), f"{stage}.json",
+                               Quality, lambda: perplexity(artifact, notify=self.device.notify))
+
+    def _perplexity_as(
+        self, checkpoint: Checkpoint, key: str, quant: str, stage: str
+    ) -> Quality:
+        stage = f"{stage}-{quant.replace(':', '-')}"
+        return self.run.record(
+            stage, digest(key, quant, shipped_text("evaluation")), f"{stage}.json", Quality,
+            lambda: perplexity_as(checkpoint, self.tokenizer, quant, self.run.path,
+                                  notify=self.device.notify))
 
     def _measure(self, what: str, *artifacts: Path) -> list[Measurement]:
         subjects = [send(self.device, artifact) for artifact in artifacts]

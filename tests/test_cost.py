@@ -123,13 +123,15 @@ def test_the_context_and_its_cache_come_in_steps() -> None:
     assert context_tokens(32, 100, None) == 256
     assert context_tokens(32, 300, None) == 512
     assert context_tokens(32, 100, 4096) == 4096
-    assert kv_cache_bytes(SMOLLM2, 256) / 2**20 == pytest.approx(5.625)  # as llama.cpp's log told
+    # as llama.cpp's log told
+    assert kv_cache_bytes(SMOLLM2, "Q4_K_M", 256) / 2**20 == pytest.approx(5.625)
+    assert kv_cache_bytes(SMOLLM2, "onnx:int8", 256) / 2**20 == pytest.approx(11.25)  # float32
 
 
 def test_files_are_known_to_the_byte_and_ram_holds_what_is_known() -> None:
     cost = machine().predict(SMOLLM2, 32, 100, 4096)
     assert cost.file_bytes == file_bytes(SMOLLM2, "Q4_K_M", 1000)
-    assert cost.kv_cache_bytes == kv_cache_bytes(SMOLLM2, 4096)
+    assert cost.kv_cache_bytes == kv_cache_bytes(SMOLLM2, "Q4_K_M", 4096)
     assert cost.ram_bytes > cost.file_bytes + cost.kv_cache_bytes + cost.repacked_bytes
 
 

@@ -1,10 +1,10 @@
 """onnxruntime's engine: runs an ONNX model, and times it token by token.
 
-In: a job's spec. Out: tokens and times. Runs on the target, beside `runner.py`; needs onnxruntime and
-numpy on PYTHONPATH, Python 3.9 and later.
+In: a job's spec. Out: tokens and times. Runs on the target, beside `runner.py`; needs onnxruntime
+and numpy on PYTHONPATH, Python 3.9 and later.
 
-The KV cache is one buffer for each layer's keys and values, as long as the context, that is bound as
-input and as output: attention writes a token's keys and values where they belong, and nothing is
+The KV cache is one buffer for each layer's keys and values, as long as the context, that is bound
+as input and as output: attention writes a token's keys and values where they belong, and nothing is
 copied. A graph whose cache grows instead (optimum's) has its outputs bound as the next inputs.
 """
 
@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
+import random
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ import numpy as np
 import onnxruntime as ort
 
 STEP = 256  # the context is whole steps of so many tokens, as llama.cpp's
+PERIOD = 1_000_003  # prime, where places in a file are multiples of 64
 
 
 class Engine:
@@ -58,9 +61,10 @@ class Engine:
         self._cache = []
         for value in self._past:
             _, heads, _, width = value.shape
-            buffer = ort.OrtValue.ortvalue_from_shape_and_type(
-                [1, heads, self._room, width], np.float32, "cpu")
-            self._cache.append(buffer)  # the binding holds only a pointer
+            zeros = np.empty((1, heads, self._room, width), dtype=np.float32)
+            zeros.fill(0)  # takes the RAM that the whole context needs
+            buffer = ort.OrtValue.ortvalue_from_numpy(zeros)
+            self._cache.append((zeros, buffer))  # the binding holds only a pointer
             self._binding.bind_ortvalue_input(value.name, buffer)
             self._binding.bind_ortvalue_output(_present(value.name), buffer)
             self.cache_bytes += 4 * heads * self._room * width
@@ -96,7 +100,8 @@ class Engine:
         for value in self._past:
             binding.bind_output(_present(value.name))
         self._session.run_with_iobinding(binding)
-        outputs = dict(zip((o.name for o in self._session.get_outputs()), binding.get_outputs()))
+        names = [value.name for value in self._session.get_outputs()]
+        outputs = dict(zip(names, binding.get_outputs()))  # noqa: B905 - Python 3.9
         for value in self._past:
             binding.bind_ortvalue_input(value.name, outputs[_present(value.name)])
         self._depth = end
@@ -122,7 +127,7 @@ class Engine:
         self, prompt: list[int], n_new: int, temperature: float = 0.0, top_p: float = 1.0,
         seed: int = 0,
     ) -> list[int]:
-        """Return `n_new` tokens after a prompt, the likeliest ones or, with a temperature, drawn."""
+        """Return `n_new` tokens after a prompt: the likeliest or, with a temperature, drawn."""
         self.clear()
         source = np.random.default_rng(seed)
         tokens, found = np.array([prompt], dtype=np.int64), []
@@ -156,10 +161,28 @@ def choose(
 
 
 def make_synthetic(model: dict[str, Any], directory: Path) -> str:
-    """Lay a model's weights out in `directory`, as a hole beside its graph; return its path."""
+    """Lay a model out in `directory`, its graph beside weights that mean nothing; return its path.
+
+    All models of a job share one file of weights: only at loading are they read from it.
+    """
+    weights = directory.with_name("weights")
+    fill(weights, model["size_bytes"])
     directory.mkdir()
     path = directory / "model.onnx"
     path.write_bytes(gzip.decompress(Path(model["graph"]).read_bytes()))
-    with (directory / "model.onnx.data").open("wb") as file:
-        file.truncate(model["size_bytes"])
+    os.link(weights, directory / "model.onnx.data")
     return str(path)
+
+
+def fill(file: Path, size: int) -> None:
+    """Make `file` at least `size` bytes long, with bytes of which any four are a float in (0, 1).
+
+    They repeat after `PERIOD` bytes, at no two tensors alike: of equal tensors onnxruntime keeps
+    one packed copy for all layers, which takes less RAM and half of the time.
+    """
+    have = file.stat().st_size if file.exists() else 0
+    numbers = random.Random(PERIOD)  # noqa: S311 - nothing secret
+    once = bytes(numbers.choices(range(0x30, 0x3F), k=PERIOD))
+    with file.open("ab") as end:
+        while have < size:
+            have += end.write(once[have % PERIOD:])

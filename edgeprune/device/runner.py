@@ -12,7 +12,7 @@ Jobs, by `kind`:
 A model is {"path"}, a whole GGUF file, or {"header", "size_bytes"}: the header of a quantized GGUF
 file; the data behind it is left as a hole, which reads as zero blocks: speed depends on shapes and
 types, not on weights. With "format": "onnx" the path is that of a graph, its weights beside it, and
-a synthetic model is {"graph", "size_bytes"}: a graph, compressed by gzip, and how long the hole is.
+a synthetic model is {"graph", "size_bytes"}: a graph, compressed by gzip, and what weights it has.
 A model may have its own "n_prompt", "n_new", "n_ctx" and "threads".
 
 Standard library only, Python 3.9 and later; what runs a model is in `engine_llama.py` and
@@ -256,7 +256,8 @@ def settle(work: Callable[[], object]) -> None:
 
 def engine_of(model: dict[str, Any]) -> Any:
     """Return the module that runs a model: of llama.cpp, or of onnxruntime."""
-    return importlib.import_module("engine_onnx" if model.get("format") == "onnx" else "engine_llama")
+    return importlib.import_module(
+        "engine_onnx" if model.get("format") == "onnx" else "engine_llama")
 
 
 def info(_spec: dict[str, Any], _job: Path) -> dict[str, Any]:

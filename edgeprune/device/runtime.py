@@ -1,9 +1,10 @@
-"""The runtime on a target: llama-cpp-python, built for its CPU, unpacked on PYTHONPATH.
+"""The runtimes on a target: llama-cpp-python, built for its CPU, and onnxruntime, as released.
 
 In: facts about a target. Out: a zip of unpacked wheels named by its content, and where it lies on
-the target. The wheel is cross-built from the same sdist as the local package, once for each set of
-CPU features, with the C and C++ compiler that the PyPI package `ziglang` carries: the host needs no
-toolchain and the target no compiler, pip or internet.
+the target, to be put on PYTHONPATH. llama-cpp-python's wheel is cross-built from the same sdist as
+the local package, once for each set of CPU features, with the C and C++ compiler that the PyPI
+package `ziglang` carries: the host needs no toolchain and the target no compiler, pip or internet.
+onnxruntime picks its kernels on the target; its wheel is fetched once for each Python.
 """
 
 from __future__ import annotations
@@ -89,6 +90,7 @@ def onnx_archive(facts: DeviceFacts, notify: Notify) -> Path:
         argv += ["--platform", f"manylinux_2_{floor}_{facts.architecture}"]
     done = subprocess.run([*argv, *ONNX_PACKAGES], capture_output=True, text=True, check=False)
     if done.returncode:
+        shutil.rmtree(work)
         raise DeviceError(
             f"onnxruntime cannot be had for Python {minor} on {facts.architecture}",
             got=done.stderr.strip().splitlines()[-1:], remedy="is there a network here? else give "

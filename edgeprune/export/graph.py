@@ -1,14 +1,15 @@
 """The ONNX graph of a Llama, without its weights.
 
 In: a shape and a number format. Out: an `onnx.ModelProto` whose tensors lie in one file beside it,
-each at a known place. Filled with weights it is an artifact (`edgeprune.export.onnx`); with a hole
-for a file it is a synthetic model, which costs the same time.
+each at a known place. With weights it is an artifact (`edgeprune.export.onnx`); with other contents
+it is a synthetic model, which costs the same time and RAM.
 
 The nodes are those of onnxruntime-genai's model builder for the CPU: rotary attention with a cache
 that is written in place (`GroupQueryAttention`), q, k and v as one product, logits of the last
 token only. Matrices are quantized in blocks of 32 weights of a row with one scale each
 (`MatMulNBits`); the token embedding likewise (`GatherBlockQuantized`), and where it is tied it is
-the output head's own bytes.
+the output head's own bytes. In the dynamic format matrices have a scale for each row
+(`DynamicQuantizeMatMul`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,15 @@ import onnx
 from onnx import TensorProto, helper
 
 from edgeprune.errors import EdgePruneError, InputError
-from edgeprune.model.onnx_formats import BITS, BLOCK, block_bytes, padded
+from edgeprune.model.onnx_formats import (
+    BITS,
+    BLOCK,
+    FLOAT,
+    INT8_DYNAMIC,
+    block_bytes,
+    is_tied,
+    padded,
+)
 from edgeprune.model.shape import LlamaShape, config_of_shape
 
 DATA_FILE = "model.onnx.data"
@@ -33,7 +42,7 @@ ROTARY = ("cos_cache", "sin_cache")
 CONTRIB = "com.microsoft"
 HEAD_GRAIN = 16  # of GroupQueryAttention with rotary embedding, on the CPU
 INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level: activations are rounded to int8
-_BYTES = {TensorProto.FLOAT: 4, TensorProto.UINT8: 1}
+_BYTES = {TensorProto.FLOAT: 4, TensorProto.UINT8: 1, TensorProto.INT8: 1}
 
 
 def graph_of(shape: LlamaShape, quant: str) -> onnx.ModelProto:
@@ -51,9 +60,9 @@ def graph_of(shape: LlamaShape, quant: str) -> onnx.ModelProto:
         raise InputError(f"onnxruntime's attention takes a head_dim that is a multiple of "
                          f"{HEAD_GRAIN}", got=shape.head_dim, remedy="take --format gguf")
     model = _float_graph(shape)
-    if bits := BITS[quant]:
-        _quantize(model.graph, bits, tied=shape.tie_word_embeddings)
-    _lay_out(model.graph, tied=bool(bits) and shape.tie_word_embeddings)
+    if quant != FLOAT:
+        _quantize(model.graph, quant)
+    _lay_out(model.graph, tied=is_tied(shape, quant))
     return model
 
 
@@ -103,7 +112,7 @@ def _builder() -> Any:
     from onnxruntime_genai.models.builders.llama import LlamaModel  # noqa: PLC0415
     from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415
 
-    class Weightless(LlamaModel):  # type: ignore[misc, no-any-unimported]
+    class Weightless(LlamaModel):  # type: ignore[misc]
         def __init__(self, entries: dict[str, Any]) -> None:
             self.config = LlamaConfig(**entries)
             options = {"prune_lm_head": True, "shared_embeddings": False, "hf_token": "false",
@@ -114,8 +123,9 @@ def _builder() -> Any:
             with torch.device("meta"):
                 model = LlamaForCausalLM(self.config)
             for module in model.modules():
-                if getattr(module, "bias", None) is not None:  # the builder leaves zeros out
-                    module.bias = torch.nn.Parameter(torch.ones(module.bias.shape))
+                if isinstance(bias := getattr(module, "bias", None), torch.nn.Parameter):
+                    module.bias = torch.nn.Parameter(torch.ones_like(bias, device="cpu"))
+                    # the builder leaves zeros out
             return model
 
         def has_lm_head(self, module: torch.nn.Module) -> bool:
@@ -129,11 +139,18 @@ def _products(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     return (node for node in graph.node if node.op_type == "MatMul")
 
 
-def _quantize(graph: onnx.GraphProto, bits: int, *, tied: bool) -> None:
-    """Have each product, and the embedding, read blocks of quantized weights."""
+def _quantize(graph: onnx.GraphProto, quant: str) -> None:
+    """Have each product, and the embedding, read quantized weights."""
+    bits = BITS[quant]
     dims = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for node in _products(graph):
         weight, (k, n) = node.input[1], dims[node.input[1]]
+        if quant == INT8_DYNAMIC:
+            _replace(graph, weight, (k, n), (n,), TensorProto.INT8)
+            node.CopyFrom(helper.make_node(
+                "DynamicQuantizeMatMul", [node.input[0], packed(weight), scales(weight)],
+                node.output, node.name, domain=CONTRIB))
+            continue
         blocks = -(-k // BLOCK)
         _replace(graph, weight, (n, blocks, block_bytes(bits)), (n, blocks))
         node.CopyFrom(helper.make_node(
@@ -162,11 +179,12 @@ def scales(weight: str) -> str:
 
 
 def _replace(
-    graph: onnx.GraphProto, weight: str, blocks: tuple[int, ...], scale: tuple[int, ...]
+    graph: onnx.GraphProto, weight: str, blocks: tuple[int, ...], scale: tuple[int, ...],
+    weight_kind: int = TensorProto.UINT8,
 ) -> None:
     at = next(i for i, tensor in enumerate(graph.initializer) if tensor.name == weight)
     del graph.initializer[at]
-    for name, kind, dims in ((packed(weight), TensorProto.UINT8, blocks),
+    for name, kind, dims in ((packed(weight), weight_kind, blocks),
                              (scales(weight), TensorProto.FLOAT, scale)):
         graph.initializer.append(TensorProto(name=name, data_type=kind, dims=dims))
 

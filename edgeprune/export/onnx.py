@@ -1,14 +1,15 @@
 """A Llama checkpoint becomes an ONNX artifact: a graph, and its weights in a file beside it.
 
-In: an open `Checkpoint`. Out: a directory of `model.onnx`, `model.onnx.data` and the tokenizer. Weights are read,
-quantized (by onnxruntime) and written some rows at a time: an 8B model is never in RAM.
+In: an open `Checkpoint`. Out: a directory of `model.onnx`, `model.onnx.data` and the tokenizer.
+Weights are read, quantized (by onnxruntime) and written some rows at a time: an 8B model is never
+in RAM.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -17,7 +18,6 @@ from numpy.typing import NDArray
 
 from edgeprune.export.graph import (
     DATA_FILE,
-    EMBEDDING,
     HEAD,
     ROTARY,
     data_bytes,
@@ -28,7 +28,7 @@ from edgeprune.export.graph import (
 )
 from edgeprune.model import tensors
 from edgeprune.model.checkpoint import Checkpoint
-from edgeprune.model.onnx_formats import BITS, BLOCK
+from edgeprune.model.onnx_formats import BITS, BLOCK, INT8_DYNAMIC
 from edgeprune.model.rope import inverse_frequencies
 from edgeprune.model.shape import LlamaShape
 from edgeprune.model.tokenizer import NAME as TOKENIZER
@@ -63,7 +63,7 @@ def export_onnx(
     with (part / DATA_FILE).open("wb") as file:
         file.truncate(data_bytes(model))
         for weight in _weights(where):
-            _write(file, checkpoint, weight, where, BITS[quant])
+            _write(file, checkpoint, weight, where, quant)
     if tokenizer is not None:
         shutil.copyfile(tokenizer, part / TOKENIZER)
     part.replace(destination)
@@ -79,24 +79,31 @@ def _weights(where: dict[str, int]) -> Iterator[str]:
 
 
 def _write(
-    file: IO[bytes], checkpoint: Checkpoint, weight: str, where: dict[str, int], bits: int
+    file: IO[bytes], checkpoint: Checkpoint, weight: str, where: dict[str, int], quant: str
 ) -> None:
     """Write one weight to its place in the file."""
     if weight in ROTARY:
         file.seek(where[weight])
         file.write(rotary_cache(checkpoint.shape, weight).tobytes())
-    elif weight in where:
+        return
+    is_product, rows = ".MatMul." in weight, _rows(checkpoint, weight)
+    if weight in where:
+        whole = np.concatenate(list(rows))
         file.seek(where[weight])
-        rows = np.concatenate(list(_rows(checkpoint, weight)))
-        is_product = ".MatMul." in weight
-        file.write(np.ascontiguousarray(rows.T if is_product else rows).tobytes())
+        file.write(np.ascontiguousarray(whole.T if is_product else whole).tobytes())
+        return
+    at = {packed(weight): where[packed(weight)], scales(weight): where[scales(weight)]}
+    parts: Iterable[tuple[NDArray[np.generic], Floats]]
+    if is_product and quant == INT8_DYNAMIC:
+        weights, row_scales = zip(*(quantized_by_row(some) for some in rows), strict=True)
+        columns = np.ascontiguousarray(np.concatenate(weights).T)  # as the operator takes them
+        parts = [(columns, np.concatenate(row_scales))]
     else:
-        at = {packed(weight): where[packed(weight)], scales(weight): where[scales(weight)]}
-        for rows in _rows(checkpoint, weight):
-            for name, array in zip(at, quantized(rows, bits), strict=True):
-                file.seek(at[name])
-                file.write(array.tobytes())
-                at[name] += array.nbytes
+        parts = (quantized(some, BITS[quant]) for some in rows)
+    for arrays in parts:
+        for name, array in zip(at, arrays, strict=True):
+            file.seek(at[name])
+            at[name] += file.write(array.tobytes())
 
 
 def _rows(checkpoint: Checkpoint, weight: str) -> Iterator[Floats]:
@@ -147,6 +154,22 @@ def quantized(rows: Floats, bits: int) -> tuple[NDArray[np.uint8], Floats]:
     blocks, block_scales, _ = DefaultWeightOnlyQuantizer(config).qbits_block_quant(
         np.ascontiguousarray(rows.T))
     return blocks, block_scales
+
+
+def quantized_by_row(rows: Floats) -> tuple[NDArray[np.int8], Floats]:
+    """Round weights to 8 bits, symmetrically, with a scale for each row ("per channel").
+
+    As onnxruntime's `quantize_dynamic(per_channel=True, weight_type=QInt8)`: to -127 ... 127.
+
+    Args:
+        rows: `(n, k)`.
+
+    Returns:
+        The weights, `(n, k)`, and the scales, `(n,)`.
+    """
+    largest = np.abs(rows).max(axis=1)
+    row_scales = np.where(largest > 0, largest, 1).astype(np.float32) / np.float32(127)
+    return np.rint(rows / row_scales[:, None]).astype(np.int8), row_scales
 
 
 def rotary_cache(shape: LlamaShape, name: str) -> Floats:

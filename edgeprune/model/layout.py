@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from edgeprune.model.onnx_formats import is_onnx
 from edgeprune.model.quantization import padded, rope_factor_count, tensor_bytes
 from edgeprune.model.shape import LlamaShape
 from edgeprune.model.tensors import tensor_specs
@@ -33,13 +34,16 @@ def gguf_name(name: str) -> str:
 
 
 def file_bytes(shape: LlamaShape, quant: str, metadata_bytes: int) -> int:
-    """Return the bytes of a whole GGUF file.
+    """Return the bytes of a whole GGUF file, or of all files of an ONNX model.
 
     Args:
         shape: The shape.
         quant: Number format.
-        metadata_bytes: What stands before the list of the tensors.
+        metadata_bytes: What stands before the list of the tensors; of an ONNX model, graph and
+            tokenizer.
     """
+    if is_onnx(quant):
+        return metadata_bytes + tensor_bytes(shape, quant)
     return padded(metadata_bytes + tensor_list_bytes(shape)) + tensor_bytes(shape, quant)
 
 

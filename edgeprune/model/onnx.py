@@ -2,7 +2,7 @@
 
 In: the directory of a model. Out: token ids, and logits as numpy arrays; as `edgeprune.model.gguf`
 gives them for a GGUF file. The artifact computes the logits of a prompt's last token; to judge it,
-the two nodes that pick that token are taken out of the graph, and nothing else.
+the nodes that pick that token let all of them through, and nothing else is changed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from edgeprune.errors import InputError
 from edgeprune.model.gguf import GgufModel
 
-LAST_TOKEN = "/lm_head/prune/"  # noqa: S105 - the builder's names for the nodes that pick it
+# the builder's names for the nodes that pick it
+LAST_TOKEN = ("/lm_head/prune/Gather", "/lm_head/prune/Unsqueeze")
 FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -88,11 +89,11 @@ class OnnxModel:
 def _of_all_tokens(model: onnx.ModelProto) -> onnx.ModelProto:
     """Let the output head see all tokens, not the last one alone."""
     graph = model.graph
-    picks = [node for node in graph.node if node.name.startswith(LAST_TOKEN)]
+    picks = [node for node in graph.node if node.name in LAST_TOKEN]
     if picks:
-        (head,) = (node for node in graph.node if picks[-1].output[0] in node.input)
-        head.input[0] = picks[0].input[0]
-        for node in picks:
+        picks[-1].CopyFrom(onnx.helper.make_node(
+            "Identity", picks[0].input[:1], picks[-1].output, picks[-1].name))
+        for node in picks[:-1]:
             graph.node.remove(node)
         next(o for o in graph.output if o.name == "logits").type.tensor_type.shape.dim[
             1].dim_param = "sequence_length"

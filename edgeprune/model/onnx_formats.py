@@ -1,8 +1,10 @@
 """The ONNX number formats, and what a model weighs in them. Pure, no torch.
 
 In: a shape and a format. Out: bytes. Matrices are quantized in blocks of `BLOCK` weights of a row
-that share a float32 scale (onnxruntime's `MatMulNBits`); a row's last block is filled up. Norms,
-biases and rotary caches stay float32, and so does an embedding whose rows are no whole blocks.
+that share a float32 scale (onnxruntime's `MatMulNBits`); a row's last block is filled up. In the
+dynamic format a row has one scale, and activations are rounded, too, with one scale for all
+(`DynamicQuantizeMatMul`); its embedding is in blocks. Norms, biases and rotary caches stay float32,
+and so does an embedding whose rows are no whole blocks.
 """
 
 from __future__ import annotations
@@ -13,10 +15,10 @@ from edgeprune.model.shape import LlamaShape
 
 BLOCK = 32
 ALIGNMENT = 64  # each tensor's place in the file is a multiple of this
+INT8, INT8_DYNAMIC, FLOAT = "onnx:int8", "onnx:int8-dynamic", "onnx:fp32"
 # Format -> bits of a weight; 0 for float32.
-BITS = {"onnx:int8": 8, "onnx:int4": 4, "onnx:fp32": 0}
+BITS = {INT8: 8, INT8_DYNAMIC: 8, "onnx:int4": 4, FLOAT: 0}
 ONNX_FORMATS = tuple(BITS)
-_KINDS = {8: "INT8", 4: "INT4", 0: "F32"}  # bits -> number type
 
 
 def is_onnx(quant: str) -> bool:
@@ -24,36 +26,44 @@ def is_onnx(quant: str) -> bool:
     return quant in BITS
 
 
+def is_quantized_onnx(quant: str) -> bool:
+    """Tell whether a number format is one of ONNX that rounds weights."""
+    return BITS.get(quant, 0) > 0
+
+
 def kind_of(quant: str) -> str:
     """Return the number type of a format's matrices."""
-    return _KINDS[BITS[quant]]
+    return quant.removeprefix("onnx:").upper()
+
+
+def is_tied(shape: LlamaShape, quant: str) -> bool:
+    """Tell whether the token embedding is the output head's own bytes."""
+    return (shape.tie_word_embeddings and BITS[quant] > 0 and quant != INT8_DYNAMIC
+            and shape.hidden_size % BLOCK == 0)
 
 
 def weights_read(shape: LlamaShape, quant: str) -> dict[str, int]:
     """Return the bytes of weights that one token reads: of layers by type, and "head"."""
-    bits = BITS[quant]
-    layers = sum(_matrix_bytes(n, k, bits) for n, k in _products(shape)) * shape.num_hidden_layers
+    layers = sum(sum(_sizes(n, k, quant)) for n, k in _products(shape)) * shape.num_hidden_layers
     return {kind_of(quant): layers,
-            "head": _matrix_bytes(shape.vocab_size, shape.hidden_size, bits)}
+            "head": sum(_sizes(shape.vocab_size, shape.hidden_size, quant))}
 
 
 def tensor_bytes(shape: LlamaShape, quant: str) -> int:
     """Return the bytes of the file beside the graph."""
     return outer_bytes(shape, quant) + shape.num_hidden_layers * sum(
-        padded(size) for size in _layer_sizes(shape, BITS[quant]))
+        padded(size) for size in _layer_sizes(shape, quant))
 
 
 def outer_bytes(shape: LlamaShape, quant: str) -> int:
     """Return the bytes of what is in no layer: embedding, rotary caches, last norm, output head."""
-    bits, hidden, vocabulary = BITS[quant], shape.hidden_size, shape.vocab_size
+    hidden, vocabulary = shape.hidden_size, shape.vocab_size
     caches = 2 * [4 * shape.max_position_embeddings * shape.head_dim // 2]
-    head = list(_sizes(vocabulary, hidden, bits))
-    is_blocks = bits and hidden % BLOCK == 0
-    if not is_blocks:
-        embedding = [4 * vocabulary * hidden]
-    else:
-        embedding = [] if shape.tie_word_embeddings else head
-    return sum(padded(size) for size in (*caches, 4 * hidden, *head, *embedding))
+    sizes = [*caches, 4 * hidden, *_sizes(vocabulary, hidden, quant)]
+    if not is_tied(shape, quant):
+        blocks = _blocks(vocabulary, hidden, BITS[quant])
+        sizes += blocks if BITS[quant] and hidden % BLOCK == 0 else [4 * vocabulary * hidden]
+    return sum(padded(size) for size in sizes)
 
 
 def block_bytes(bits: int) -> int:
@@ -74,23 +84,23 @@ def _products(shape: LlamaShape) -> tuple[tuple[int, int], ...]:
     return (query + 2 * kv, hidden), (hidden, query), (ffn, hidden), (ffn, hidden), (hidden, ffn)
 
 
-def _layer_sizes(shape: LlamaShape, bits: int) -> Iterator[int]:
+def _layer_sizes(shape: LlamaShape, quant: str) -> Iterator[int]:
     yield from 2 * [4 * shape.hidden_size]  # norms
     rows = [n for n, _ in _products(shape)]
     biased = rows[:2] if shape.attention_bias else []
     for n in (*biased, *(rows[2:] if shape.mlp_bias else [])):
         yield 4 * n
     for n, k in _products(shape):
-        yield from _sizes(n, k, bits)
+        yield from _sizes(n, k, quant)
 
 
-def _sizes(n: int, k: int, bits: int) -> tuple[int, ...]:
-    """Return the bytes of the tensors of a matrix of `n` rows: its blocks and their scales."""
-    if not bits:
+def _sizes(n: int, k: int, quant: str) -> tuple[int, ...]:
+    """Return the bytes of the tensors of a matrix of `n` rows: its weights and their scales."""
+    if quant == FLOAT:
         return (4 * n * k,)
+    return (n * k, 4 * n) if quant == INT8_DYNAMIC else _blocks(n, k, BITS[quant])
+
+
+def _blocks(n: int, k: int, bits: int) -> tuple[int, int]:
     blocks = n * -(-k // BLOCK)
     return blocks * block_bytes(bits), 4 * blocks
-
-
-def _matrix_bytes(n: int, k: int, bits: int) -> int:
-    return sum(_sizes(n, k, bits))

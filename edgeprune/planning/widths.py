@@ -146,7 +146,7 @@ def ffn_reason(base: LlamaShape, width: int) -> str:
     if width == base.intermediate_size:
         return f"FFN {width}: the unpruned width"
     return (f"FFN {width} = {width // K_QUANT_BLOCK} x {K_QUANT_BLOCK}: rows of whole K-quant "
-            "blocks, between multiples down_proj falls back to Q5_0/Q8_0")
+            "blocks, between multiples down_proj of a GGUF falls back to Q5_0/Q8_0")
 
 
 def heads_reason(base: LlamaShape, groups: int, queries: int) -> str:
@@ -156,6 +156,6 @@ def heads_reason(base: LlamaShape, groups: int, queries: int) -> str:
     if grain == 1:
         return f"{text}: no multiple of 32 unpruned either, any number of heads is as good"
     if grain == K_QUANT_BLOCK:
-        return (f"{text} = {row // grain} x {grain}: whole K-quant blocks, between multiples it "
-                "falls back to Q5_0")
-    return f"{text} = {row // grain} x {grain}: whole blocks of Q5_0, else it falls back to F16"
+        return (f"{text} = {row // grain} x {grain}: whole K-quant blocks, between multiples a "
+                "GGUF falls back to Q5_0")
+    return f"{text} = {row // grain} x {grain}: whole blocks of Q5_0, else a GGUF falls back to F16"

@@ -20,6 +20,7 @@ from edgeprune.cost import (
     CostModel,
     Features,
     context_tokens,
+    known_ram,
     prompt_features,
     ram_features,
     read_mb,
@@ -105,15 +106,15 @@ def _problems(
 ) -> Iterator[tuple[str, list[Features], Vector, Vector]]:
     """Yield for each metric the features, what they must add up to, and what errors are shares of.
 
-    Of RAM, the file, the KV cache and the repacked weights are known.
+    Of RAM, some is known (`known_ram`).
     """
     cost = {name: np.array([getattr(p.cost, name) for p in points]) for name in Cost.model_fields}
     ttft, token = cost["ttft_ms"], cost["token_ms"]
     yield "ttft_ms", [prompt_features(p.shape, quant, p.n_prompt) for p in points], ttft, ttft
     rooms = [context_tokens(p.n_prompt, p.n_new, p.n_ctx) for p in points]
     yield "token_ms", [_token_features(p, quant, threads, cache_mb) for p in points], token, token
-    known = cost["file_bytes"] + cost["kv_cache_bytes"] + cost[REPACKED]
-    yield "ram_bytes", [ram_features(p.shape, p.n_prompt, room)
+    known = sum((cost[name] for name in known_ram(quant)), np.zeros(len(points)))
+    yield "ram_bytes", [ram_features(p.shape, quant, p.n_prompt, room)
                         for p, room in zip(points, rooms, strict=True)], (
         cost["ram_bytes"] - known), cost["ram_bytes"]
     yield REPACKED, [repack_features(p.shape, quant) for p in points], cost[REPACKED], (

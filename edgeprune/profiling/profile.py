@@ -20,9 +20,10 @@ from edgeprune.cost import UBATCH, Cost, CostModel, context_tokens, kv_cache_byt
 from edgeprune.device.measure import Measurement, Subject, Workload, measure_in_turn
 from edgeprune.device.probe import DeviceFacts
 from edgeprune.device.runner import standard_error
-from edgeprune.device.runtime import LLAMA_CPP_PYTHON
+from edgeprune.device.runtime import LLAMA_CPP_PYTHON, ONNXRUNTIME
 from edgeprune.device.session import Device
 from edgeprune.export.artifact import synthetic
+from edgeprune.model.onnx_formats import is_onnx
 from edgeprune.model.shape import LlamaShape
 from edgeprune.profiling.design import DesignPoint, Pace, design, pace_of, reference_shape
 from edgeprune.profiling.fit import Point, fit_cost_model
@@ -70,7 +71,8 @@ class Profile(Record):
     def fitted_anew(self) -> Profile:
         """Return the profile with its cost model fitted to its samples by this version."""
         return self.model_copy(update={"model": fit_cost_model(
-            points_of(self.samples), self.quant, self.threads, self.model.metadata_bytes)})
+            points_of(self.samples, self.quant), self.quant, self.threads,
+            self.model.metadata_bytes)})
 
     @property
     def precision(self) -> float:
@@ -93,8 +95,9 @@ class Laid(NamedTuple):
 
 def profile_path(device: Device, shape: LlamaShape, quant: str, directory: Path) -> Path:
     """Return where a profile is kept: under the hash of everything that its numbers depend on."""
-    key = digest(__version__, device.facts.identity(), LLAMA_CPP_PYTHON, device.threads, UBATCH,
-                 shape, quant)
+    runtime = ONNXRUNTIME if is_onnx(quant) else LLAMA_CPP_PYTHON
+    key = digest(__version__, device.facts.identity(), runtime, device.threads, UBATCH, shape,
+                 quant)
     return directory / device.target.name / f"{key}.json"
 
 
@@ -125,7 +128,8 @@ def _measured(device: Device, shape: LlamaShape, quant: str) -> Profile:
     speed = device.run_job({"kind": "bandwidth", "threads": device.threads}, "reading memory")
     pilot, pace = try_out(device, shape, quant)
     samples, laid = measure_points(device, design(shape, quant, pace), quant, pilot)
-    fitted = fit_cost_model(points_of(samples), quant, device.threads, laid[0].metadata_bytes)
+    fitted = fit_cost_model(points_of(samples, quant), quant, device.threads,
+                            laid[0].metadata_bytes)
     return Profile(
         facts=device.facts, quant=quant, threads=device.threads, samples=samples, model=fitted,
         read_bytes_per_s=speed["read_bytes_per_s"],
@@ -196,7 +200,7 @@ def blocks_of(need_bytes: Sequence[float], room_bytes: float) -> list[list[int]]
     return blocks
 
 
-def points_of(samples: Iterable[Sample]) -> list[Point]:
+def points_of(samples: Iterable[Sample], quant: str) -> list[Point]:
     """Return each measured shape once, with its typical cost (`edgeprune.profiling.polish`)."""
     blocks = _by_block(samples)
     once = [sample for number, block in enumerate(blocks)
@@ -208,7 +212,7 @@ def points_of(samples: Iterable[Sample]) -> list[Point]:
         room = context_tokens(request.n_prompt, request.n_new, request.n_ctx)
         cost = cost_of(sample.measurement).model_copy(update={
             "ttft_ms": ttft_ms, "token_ms": token_ms,
-            "kv_cache_bytes": kv_cache_bytes(sample.shape, room)})
+            "kv_cache_bytes": kv_cache_bytes(sample.shape, quant, room)})
         points.append(Point(sample.shape, request.n_prompt, request.n_new, cost, request.n_ctx))
     return points
 
@@ -248,7 +252,7 @@ def cost_of(measurement: Measurement) -> Cost:
 def lay_out(device: Device, point: DesignPoint, quant: str) -> Iterator[Laid]:
     """Put a model without weights on a target, and delete it at the end.
 
-    The target lays the tensors out as a hole: a few kilobytes are sent for any size.
+    The target makes up the tensors: a few kilobytes are sent for any size.
     """
     with TemporaryDirectory() as scratch:
         device.notify(f"laying out {point.shape.describe()}")

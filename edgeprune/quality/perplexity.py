@@ -1,6 +1,7 @@
 """Perplexity of an artifact, by the runtime that is deployed, on this machine.
 
-In: a GGUF file or the directory of an ONNX model. Out: its perplexity on the windows of `edgeprune.quality.windows`.
+In: a GGUF file or the directory of an ONNX model. Out: its perplexity on the windows of
+`edgeprune.quality.windows`.
 """
 
 from __future__ import annotations

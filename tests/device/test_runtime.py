@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from edgeprune.device.probe import DeviceFacts, facts_of
-from edgeprune.device.runtime import check_supported, cpu_flags
+from edgeprune.device.runtime import check_supported, cpu_flags, onnx_archive
 from edgeprune.errors import DeviceError
 from tests.device.test_probe import PI5, QEMU, X86
 
@@ -36,3 +38,12 @@ def test_what_no_runtime_can_be_built_for_is_refused(facts: DeviceFacts, named: 
 
 def test_the_oldest_supported_glibc_is_accepted() -> None:
     check_supported(_with(glibc="2.28"))
+
+
+def test_a_python_that_has_no_onnxruntime_is_refused_with_its_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEPRUNE_CACHE", str(tmp_path))
+    with pytest.raises(DeviceError, match=r"Python 3\.9 on aarch64.*take GGUF"):
+        onnx_archive(_with(python="3.9.2"), lambda _: None)
+    assert not list(tmp_path.glob("runtimes/*"))

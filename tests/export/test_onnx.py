@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +10,21 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnxruntime.quantization import QuantType, quantize_dynamic
 from transformers import LlamaForCausalLM
 
-from edgeprune.device.engine_onnx import Engine
+from edgeprune.device.engine_onnx import Engine, fill
 from edgeprune.errors import InputError
+from edgeprune.export.artifact import synthetic
 from edgeprune.export.graph import graph_of
-from edgeprune.export.onnx import export_onnx, quantized
+from edgeprune.export.onnx import export_onnx, quantized, quantized_by_row
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import kept_in_layer, kept_layers
 from edgeprune.model.onnx import OnnxModel
 from edgeprune.model.onnx_formats import ONNX_FORMATS, tensor_bytes
 from edgeprune.model.shape import LlamaShape
 from edgeprune.pruning.surgery import prune
+from tests.device.test_agent import _start, _wait
 from tests.export.test_gguf import CUTS, IMPORTANCE, TOKENS
 from tests.model.test_shape import LLAMA_31_8B
 from tests.tiny import hf_logits, make_tiny
@@ -116,6 +120,64 @@ def test_blocks_hold_the_weights_to_half_a_step(bits: int) -> None:
     error = np.abs(found - rows.reshape(6, 3, 32)) / np.abs(scales)[..., None]
     assert error.max() <= 1.01  # the largest of the other sign is one step off
     assert np.median(error) < 0.3
+
+
+def test_a_scale_for_each_row_is_as_onnxruntime_chooses_it(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(5, 40)).astype(np.float32)
+    rows[3] = 0
+    weights, row_scales = quantized_by_row(rows)
+    # onnxruntime's `quantize_dynamic` on one product, per channel
+    product = onnx.helper.make_node("MatMul", ["x", "w"], ["y"], name="product")
+    graph = onnx.helper.make_graph(
+        [product], "one", [onnx.helper.make_tensor_value_info("x", 1, ["n", 40])],
+        [onnx.helper.make_tensor_value_info("y", 1, ["n", 5])],
+        [onnx.numpy_helper.from_array(np.ascontiguousarray(rows.T), "w")])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    onnx.save(model, tmp_path / "one.onnx")
+    quantize_dynamic(tmp_path / "one.onnx", tmp_path / "theirs.onnx", per_channel=True,
+                     weight_type=QuantType.QInt8)
+    theirs = {tensor.name: onnx.numpy_helper.to_array(tensor)
+              for tensor in onnx.load(tmp_path / "theirs.onnx").graph.initializer}
+    kept = [0, 1, 2, 4]  # of the row of zeros the scale does not matter
+    assert theirs["w_scale"][kept] == pytest.approx(row_scales[kept], rel=1e-6)
+    assert np.array_equal(theirs["w_quantized"].T, weights)
+    assert not weights[3].any()
+
+
+def test_a_model_made_up_on_the_target_takes_the_ram_of_a_real_one(
+    tmp_path: Path,
+) -> None:
+    """Tensors that are equal would be kept once, and found in caches: half of the time."""
+    source = make_tiny(tmp_path / "model", hidden_size=512, intermediate_size=2048,
+                       num_hidden_layers=6, head_dim=128)
+    model, shape = exported(source, tmp_path, "onnx:int8"), Checkpoint(source).shape
+    made = synthetic(shape, "onnx:int8", tmp_path)
+    spec = {"threads": 1, "n_prompt": 8, "n_new": 4, "n_ctx": 256, "kind": "bench", "warmup": 1,
+            "requests": 1, "models": [
+                {"format": "onnx", "path": str(model / "model.onnx")},
+                {made.key: str(made.file), **made.rest}]}
+    (tmp_path / "job").mkdir()
+    _start(tmp_path / "job", **spec)
+    assert _wait(tmp_path / "job")["state"] == "done"
+    result = json.loads((tmp_path / "job/result.json").read_text())
+    assert result["ok"], result
+    real, synthetic_ = (model["memory"]["anonymous_bytes"] for model in result["models"])
+    assert synthetic_ == pytest.approx(real, rel=0.02)
+    assert real > tensor_bytes(shape, "onnx:int8")  # packed anew, and the KV cache
+
+
+def test_what_fills_a_made_up_model_is_small_floats_and_nowhere_the_same(tmp_path: Path) -> None:
+    fill(tmp_path / "weights", 3_000_000)
+    fill(tmp_path / "weights", 1000)  # long enough already
+    once = (tmp_path / "weights").read_bytes()
+    assert len(once) >= 3_000_000
+    fill(tmp_path / "weights", 5_000_000)
+    assert (tmp_path / "weights").read_bytes().startswith(once)
+    floats = np.frombuffer(once[:3_000_000], dtype=np.float32)
+    assert (floats > 1e-12).all()
+    assert (floats < 1).all()
+    places = [once[at : at + 4096] for at in range(0, 2_900_000, 64)]
+    assert len(set(places)) == len(places)
 
 
 def test_the_graph_needs_no_weights_and_is_small() -> None:

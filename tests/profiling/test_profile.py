@@ -128,7 +128,7 @@ def test_little_ram_makes_blocks_that_share_the_first_shape(small: Path, device:
         own = [sample for sample in samples if sample.block == block]
         assert own[0].shape == points[0].shape
         assert len(own) > 1
-    found = points_of(samples)
+    found = points_of(samples, "Q4_K_M")
     assert [(p.shape, p.n_prompt) for p in found] == [
         (p.shape, p.workload.n_prompt) for p in points]
 

@@ -1,0 +1,53 @@
+"""Which ONNX format is deployed: whether it is good enough, and which of two ways to int8.
+
+In: the stages of a run. Out: the stages of the format that is taken, said why.
+
+`onnx:int8` has two ways. Weight-only (`MatMulNBits`) keeps a scale for 32 weights and rounds
+activations in blocks, too; dynamic (`DynamicQuantizeMatMul`) keeps one for each row and rounds all
+activations of a product with one scale. Which is faster depends on the CPU's kernels, so they are
+measured on the target; but only where both are good enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from edgeprune.model.onnx_formats import FLOAT, INT8, INT8_DYNAMIC, is_quantized_onnx
+from edgeprune.quality.loss import MOST_LOSS, check_loss, loss_of
+from edgeprune.stages import Stages
+
+
+def admitted(stages: Stages, *, allow_loss: bool, say: Callable[[str], None]) -> Stages:
+    """Return the stages of the format that is deployed; those of a GGUF format as they are.
+
+    Args:
+        stages: Of the format that the user named.
+        allow_loss: Take it however much it loses.
+        say: Told the choice and its reason.
+
+    Raises:
+        QualityError: The unpruned model loses too much in it.
+    """
+    if not is_quantized_onnx(stages.quant):
+        return stages
+    if not allow_loss:
+        exact, quantized = (stages.unpruned_perplexity(q) for q in (FLOAT, stages.quant))
+        check_loss(stages.quant, quantized, exact)
+        say(f"{stages.quant}: perplexity {quantized.perplexity:.2f}, of the float32 graph "
+            f"{exact.perplexity:.2f}")
+    return _faster_int8(stages, say) if stages.quant == INT8 else stages
+
+
+def _faster_int8(stages: Stages, say: Callable[[str], None]) -> Stages:
+    exact, dynamic = (stages.unpruned_perplexity(q) for q in (FLOAT, INT8_DYNAMIC))
+    if (loss := loss_of(dynamic, exact)) > MOST_LOSS:
+        say(f"int8: weight-only (MatMulNBits); dynamic int8 would raise perplexity by {loss:.1%}, "
+            f"more than {MOST_LOSS:.0%}")
+        return stages
+    ways = stages.compare_formats(INT8, INT8_DYNAMIC)
+    times = {quant: one.latency_ms() for quant, one in ways.measured.items()}
+    taken = min(times, key=lambda quant: times[quant])
+    say("int8: " + ", ".join(f"{quant} {ms:.0f} ms a request" for quant, ms in times.items())
+        + f" on {stages.device.target.name}; {taken} is taken")
+    return replace(stages, quant=taken, reference=taken)
