@@ -144,7 +144,15 @@ class Device:
         if self.target.is_local:
             return runtime
         if self._onnx is None:
-            self._onnx = self._provision(onnx_archive(self.facts, self.notify))
+            place = self._provision(onnx_archive(self.facts, self.notify))
+            tried = self.transport.run(
+                ["env", f"PYTHONPATH={place}", self._python, "-c", "import onnxruntime"])
+            if tried.status:
+                raise DeviceError(
+                    f"onnxruntime does not run on {self.target.name}",
+                    got=tried.stderr.strip()[-200:],
+                    remedy="it needs libstdc++ there (apt install libstdc++6)")
+            self._onnx = place
         return f"{runtime}:{self._onnx}"
 
     def _await(self, agent: list[str], job: str, spec: dict[str, Any], what: str) -> None:

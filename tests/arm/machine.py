@@ -35,7 +35,10 @@ PORT = 22022
 SUITE = "bookworm"
 # The cloud flavour is the same kernel with a third of the modules; it has all that qemu shows.
 KERNEL_PACKAGE = "linux-image-cloud-arm64"
-GUEST_PACKAGES = "systemd-sysv,udev,dbus,libpam-systemd,openssh-server,python3,iproute2,procps,kmod"
+GUEST_PACKAGES = (
+    "systemd-sysv,udev,dbus,libpam-systemd,openssh-server,python3,iproute2,procps,kmod,"
+    "libstdc++6"  # apt needs it, so that every usual Debian has it; onnxruntime does, too
+)
 GUEST_MODULES = "virtio_mmio virtio_blk virtio_net virtio_rng autofs4 binfmt_misc"
 LEFT_OUT = "doc man info locale lintian bug"
 # Debian package -> the program or file it is needed for.
