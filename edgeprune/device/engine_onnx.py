@@ -49,8 +49,12 @@ class Engine:
                       if value.name.startswith("past_key_values.")]
         self.n_vocab = self._session.get_outputs()[0].shape[-1]
         self._is_shared = not self._has_positions  # attention that rotates also writes in place
-        self._mask = np.ones((1, self._room), dtype=np.int64)
+        mask = np.ones((1, self._room), dtype=np.int64)
         self._token = np.zeros((1, 1), dtype=np.int64)
+        # each token's mask and its only input, ready to be bound: weights have swept the caches of
+        # what Python last did, so that two numpy arrays a token cost 1 % of it
+        self._masks = [_value(mask[:, :n]) for n in range(self._room + 1)]
+        self._token_value = _value(self._token)
         self._binding = self._session.io_binding()
         self.cache_bytes = 0
         if self._is_shared:
@@ -63,14 +67,13 @@ class Engine:
             _, heads, _, width = value.shape
             zeros = np.empty((1, heads, self._room, width), dtype=np.float32)
             zeros.fill(0)  # takes the RAM that the whole context needs
-            buffer = ort.OrtValue.ortvalue_from_numpy(zeros)
+            buffer = _value(zeros)
             self._cache.append((zeros, buffer))  # the binding holds only a pointer
             self._binding.bind_ortvalue_input(value.name, buffer)
             self._binding.bind_ortvalue_output(_present(value.name), buffer)
             self.cache_bytes += 4 * heads * self._room * width
-        self._logits = ort.OrtValue.ortvalue_from_shape_and_type(
-            [1, 1, self.n_vocab], np.float32, "cpu")
-        self._binding.bind_ortvalue_output("logits", self._logits)
+        self._logits = np.empty((1, 1, self.n_vocab), dtype=np.float32)
+        self._binding.bind_ortvalue_output("logits", _value(self._logits))
 
     def clear(self) -> None:
         """Forget what was evaluated."""
@@ -82,16 +85,21 @@ class Engine:
                     value.name, np.zeros((1, heads, 0, width), dtype=np.float32))
 
     def evaluate(self, tokens: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Evaluate tokens after those before them; return the logits of the last, `(n_vocab,)`."""
+        """Evaluate tokens after those before them; return the logits of the last, `(n_vocab,)`.
+
+        They are overwritten by the next call.
+        """
         binding, end = self._binding, self._depth + tokens.shape[1]
-        binding.bind_cpu_input("input_ids", tokens)
-        binding.bind_cpu_input("attention_mask", self._mask[:, :end])
+        if tokens is self._token:
+            binding.bind_ortvalue_input("input_ids", self._token_value)
+        else:
+            binding.bind_cpu_input("input_ids", tokens)
+        binding.bind_ortvalue_input("attention_mask", self._masks[end])
         if not self._is_shared:
             return self._evaluate_growing(end)
         self._session.run_with_iobinding(binding)
         self._depth = end
-        logits: np.ndarray[Any, Any] = self._logits.numpy()[0, -1]
-        return logits
+        return self._logits[0, 0]
 
     def _evaluate_growing(self, end: int) -> np.ndarray[Any, Any]:
         binding = self._binding
@@ -133,13 +141,19 @@ class Engine:
         tokens, found = np.array([prompt], dtype=np.int64), []
         for _ in range(n_new):
             found.append(choose(self.evaluate(tokens), temperature, top_p, source))
-            tokens = np.array([[found[-1]]], dtype=np.int64)
+            self._token[0, 0] = found[-1]
+            tokens = self._token
         return found
 
     def report(self) -> dict[str, Any]:
         """Return what the runtime says of itself and of its buffers."""
         return {"system_info": f"onnxruntime {ort.__version__}", "log": [],
                 "kv_cache_bytes": self.cache_bytes}
+
+
+def _value(array: np.ndarray[Any, Any]) -> ort.OrtValue:
+    """Return an array as onnxruntime takes it; the memory is the array's, which must live on."""
+    return ort.OrtValue.ortvalue_from_numpy(array)
 
 
 def _present(past: str) -> str:

@@ -75,6 +75,21 @@ def test_a_profile_is_measured_once_and_predicts_its_own_shapes(
     assert list((tmp_path / "work/models").iterdir()) == []
 
 
+def test_an_onnx_profile_predicts_its_own_shapes(
+    small: Path, device: Device, tmp_path: Path
+) -> None:
+    found = profile(device, Checkpoint(small).shape, "onnx:int8", tmp_path / "profiles")
+    for sample in found.samples:
+        measured, request = sample.measurement, sample.measurement.workload
+        predicted = found.model.predict(sample.shape, request.n_prompt, request.n_new)
+        # the graph is counted as that of the deepest shape
+        assert predicted.file_bytes == pytest.approx(measured.file_bytes, abs=30_000)
+        assert predicted.ram_bytes == pytest.approx(measured.memory.peak_bytes, rel=0.05)
+        assert predicted.kv_cache_bytes == measured.memory.kv_cache_bytes
+    assert 0 < found.sent_bytes < 1e6
+    assert list((tmp_path / "work/models").iterdir()) == []
+
+
 def test_slow_trials_do_not_shorten_the_requests_of_a_profile() -> None:
     quick = [20.0, 27.0, 34.0]  # 2 ms for each token of the prompt, 7 ms for each of the reply
     pilot = measurement([[200, 300, 400], quick, [200, 207, 214], [20, 120, 220]])
