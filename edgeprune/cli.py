@@ -157,6 +157,8 @@ def run(
     Killed or interrupted, it goes on where it was when run again.
 
     Example: edgeprune run ./my-llama --target board --budget '100 tokens < 2 s, ram < 16 GB'
+
+    Another: edgeprune run ./my-llama --target board --budget 'ram < 4 GB' --format onnx:int8
     """
     from edgeprune.pipeline import Options
     from edgeprune.pipeline import run as run_pipeline
@@ -289,6 +291,8 @@ def export(
     """Convert a model to GGUF or ONNX, unpruned.
 
     Example: edgeprune export ./my-llama my-llama-Q5_K_M.gguf --quant Q5_K_M
+
+    Another: edgeprune export ./my-llama my-llama-int8 --format onnx:int8
     """
     from tempfile import TemporaryDirectory
 

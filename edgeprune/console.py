@@ -20,7 +20,8 @@ Model = Annotated[str, typer.Argument(
 Quant = Annotated[str, typer.Option(
     help="Q4_0, Q4_K_M, Q5_K_M, Q6_K, Q8_0, F16 or F32.")]
 Format = Annotated[str, typer.Option("--format", help=(
-    "gguf (its numbers are --quant's), or onnx:int8 or onnx:int4, run by onnxruntime."))]
+    "gguf (its numbers are --quant's), or, run by onnxruntime, onnx:int8 (weight-only or dynamic, "
+    "what the target does faster), onnx:int8-dynamic, onnx:int4 or onnx:fp32."))]
 Targets = Annotated[Path, typer.Option(help="Where target files are.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 

@@ -99,7 +99,8 @@ class Engine:
             return self._evaluate_growing(end)
         self._session.run_with_iobinding(binding)
         self._depth = end
-        return self._logits[0, 0]
+        logits: np.ndarray[Any, Any] = self._logits[0, 0]
+        return logits
 
     def _evaluate_growing(self, end: int) -> np.ndarray[Any, Any]:
         binding = self._binding
