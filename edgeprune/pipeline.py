@@ -18,7 +18,7 @@ from edgeprune.demanding import choose_format, median_limits
 from edgeprune.device.measure import Comparison, Measurement, Workload, model_bytes
 from edgeprune.device.session import Device, open_device
 from edgeprune.device.target import load_target
-from edgeprune.errors import DeviceError, UsageError
+from edgeprune.errors import DeviceError, QualityError, UsageError
 from edgeprune.formats import admitted
 from edgeprune.judging import Judgement, judge, judge_quality, requests_needed, verdict
 from edgeprune.model.checkpoint import Checkpoint
@@ -279,12 +279,17 @@ def _finish(
     """Judge the quality; write the final records and the report."""
     device, last = stages.device, rounds[-1]
     unpruned, artifact = stages.export_baseline(), stages.build(last.plan.cuts)
+    if is_quantized_onnx(stages.quant) and not allow_loss:
+        try:
+            stages.refuse_loss(last.plan.cuts)
+        except QualityError:
+            for file in (unpruned, artifact):
+                device.forget(device.remote_name(file))
+            raise
     # on a remote target the artifact stays: it is what was asked for
     device_path = None if device.target.is_local else device.put_model(artifact)
     for file in (unpruned, *([artifact] if device.target.is_local else [])):
         device.forget(device.remote_name(file))
-    if is_quantized_onnx(stages.quant) and not allow_loss:
-        stages.check_format(last.plan.cuts)
     before = stages.quality_before().perplexity
     after = stages.quality_after(last.plan.cuts).perplexity
     quality = {Metric.PPL_RATIO: after / before}

@@ -157,7 +157,7 @@ class Stages:
         """Take the perplexity of the unpruned model in a number format, here."""
         return self._perplexity_as(self.checkpoint, self.model_key, quant, "quantization")
 
-    def check_format(self, cuts: Cuts) -> None:
+    def refuse_loss(self, cuts: Cuts) -> None:
         """Refuse a pruned artifact that its ONNX format costs too much.
 
         Raises:

@@ -138,7 +138,7 @@ def test_export_and_bench(cli: Cli, small: Path, tmp_path: Path) -> None:
     assert len(json.loads(done.stdout)["token_ns"]) == 2
     assert "peak RAM" in cli(*bench).stdout
     (tmp_path / "text").write_text("no model")
-    assert_one_line(cli("bench", "text", "--target", "local"), 6, "not a GGUF file")
+    assert_one_line(cli("bench", "text", "--target", "local"), 6, "neither a GGUF file")
 
 
 SPARSIFY = ("--method", "sparsegpt", "--pattern", "2:4", "--quant", "Q8_0")
