@@ -133,9 +133,9 @@ def test_changes_and_widths_are_told_in_words() -> None:
         "cut: one query head dropped in every KV group")
     assert why_width(BLOCKS, Cuts(), Cuts(layers=(1,))) == ""
     assert why_width(BLOCKS, Cuts(), Cuts(kv_groups=2, ffn_channels=256)) == (
-        "attn_output rows 256 = 1 x 256: whole K-quant blocks, between multiples it falls back to "
-        "Q5_0; FFN 1024 = 4 x 256: rows of whole K-quant blocks, between multiples down_proj falls "
-        "back to Q5_0/Q8_0")
+        "attn_output rows 256 = 1 x 256: whole K-quant blocks, between multiples a GGUF falls back "
+        "to Q5_0; FFN 1024 = 4 x 256: rows of whole K-quant blocks, between multiples down_proj of "
+        "a GGUF falls back to Q5_0/Q8_0")
     assert "unpruned" in ffn_reason(WIDE, 1356)
     assert "F16" in heads_reason(SMOLLM2, 2, 3)
     assert "any number" in heads_reason(FREE, 3, 2)
