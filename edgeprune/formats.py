@@ -32,7 +32,7 @@ def admitted(stages: Stages, *, allow_loss: bool, say: Callable[[str], None]) ->
     if not is_quantized_onnx(stages.quant):
         return stages
     if not allow_loss:
-        exact, quantized = (stages.unpruned_perplexity(q) for q in (FLOAT, stages.quant))
+        exact, quantized = stages.unpruned_perplexity(FLOAT), stages.quality_before()
         check_loss(stages.quant, quantized, exact)
         say(f"{stages.quant}: perplexity {quantized.perplexity:.2f}, of the float32 graph "
             f"{exact.perplexity:.2f}")

@@ -7,7 +7,8 @@ missing or their inputs have changed. The order of the stages is `edgeprune.pipe
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -170,15 +171,13 @@ class Stages:
     def compare_formats(self, *quants: str) -> Formats:
         """Measure the unpruned model in several formats on the target, in turn."""
         def make() -> Formats:
-            files = {quant: self.run.path / "formats" / artifact_name(self.name, quant)
-                     for quant in quants}
-            for quant, file in files.items():
-                file.parent.mkdir(exist_ok=True)
-                self._export(self.checkpoint, file, quant)
-            found = self._measure("the unpruned model in each format", *files.values())
-            for file in files.values():
-                self.device.forget(self.device.remote_name(file))
-            shutil.rmtree(self.run.path / "formats")
+            with self._scratch() as scratch:
+                files = {quant: scratch / artifact_name(self.name, quant) for quant in quants}
+                for quant, file in files.items():
+                    self._export(self.checkpoint, file, quant)
+                found = self._measure("the unpruned model in each format", *files.values())
+                for file in files.values():
+                    self.device.forget(self.device.remote_name(file))
             return Formats(measured=dict(zip(files, found, strict=True)))
 
         return self.run.record(
@@ -262,11 +261,25 @@ class Stages:
     def _perplexity_as(
         self, checkpoint: Checkpoint, key: str, quant: str, stage: str
     ) -> Quality:
+        def make() -> Quality:
+            with self._scratch() as scratch:
+                return perplexity_as(checkpoint, self.tokenizer, quant, scratch,
+                                     notify=self.device.notify)
+
         stage = f"{stage}-{quant.replace(':', '-')}"
-        return self.run.record(
-            stage, digest(key, quant, shipped_text("evaluation")), f"{stage}.json", Quality,
-            lambda: perplexity_as(checkpoint, self.tokenizer, quant, self.run.path,
-                                  notify=self.device.notify))
+        return self.run.record(stage, digest(key, quant, shipped_text("evaluation")),
+                               f"{stage}.json", Quality, make)
+
+    @contextmanager
+    def _scratch(self) -> Iterator[Path]:
+        """Give an empty directory for artifacts that are not kept, of a killed run's neither."""
+        path = self.run.path / "scratch"
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir()
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path)
 
     def _measure(self, what: str, *artifacts: Path) -> list[Measurement]:
         subjects = [send(self.device, artifact) for artifact in artifacts]

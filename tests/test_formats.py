@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,19 @@ def test_where_both_ways_to_int8_are_good_enough_the_faster_on_the_target_is_tak
     assert cli(*arguments).returncode in QUIET_OR_NOT  # a second run does nothing again
     kept = {name for name in stamps if "bench" not in name and name != "formats"}
     assert all((run / ".stages" / name).read_text() == stamps[name] for name in kept)
+
+    # had the pruned model's float32 graph been much better, its artifact would have been refused
+    exact = run / "quality-after-onnx-fp32.json"
+    exact.write_text(json.dumps({**json.loads(exact.read_text()), "perplexity": 1.0}))
+    assert_one_line(_last_line(cli(*arguments)), 8, f"{faster} raises perplexity by",
+                    "--allow-quality-loss")
+    assert cli(*arguments, "--allow-quality-loss").returncode in QUIET_OR_NOT
+
+
+def _last_line(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
+    """Leave of a command's standard error what it said last, without its progress."""
+    done.stderr = done.stderr.rstrip().splitlines()[-1]
+    return done
 
 
 @pytest.mark.smollm2

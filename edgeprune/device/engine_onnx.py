@@ -49,12 +49,10 @@ class Engine:
                       if value.name.startswith("past_key_values.")]
         self.n_vocab = self._session.get_outputs()[0].shape[-1]
         self._is_shared = not self._has_positions  # attention that rotates also writes in place
-        mask = np.ones((1, self._room), dtype=np.int64)
+        self._ones = np.ones((1, self._room), dtype=np.int64)
         self._token = np.zeros((1, 1), dtype=np.int64)
-        # each token's mask and its only input, ready to be bound: weights have swept the caches of
-        # what Python last did, so that two numpy arrays a token cost 1 % of it
-        self._masks = [_value(mask[:, :n]) for n in range(self._room + 1)]
         self._token_value = _value(self._token)
+        self._masks: dict[int, Any] = {}
         self._binding = self._session.io_binding()
         self.cache_bytes = 0
         if self._is_shared:
@@ -84,6 +82,16 @@ class Engine:
                 self._binding.bind_cpu_input(
                     value.name, np.zeros((1, heads, 0, width), dtype=np.float32))
 
+    def _begin(self, prompt: list[int], n_new: int) -> None:
+        """Forget what was, and make each token's mask ahead, to be bound as it is.
+
+        Weights have swept the CPU's caches of what Python last did, so that two numpy arrays made
+        for a token cost 1 % of it.
+        """
+        self.clear()
+        ends = range(len(prompt), len(prompt) + n_new)
+        self._masks = {end: _value(self._ones[:, :end]) for end in ends}
+
     def evaluate(self, tokens: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Evaluate tokens after those before them; return the logits of the last, `(n_vocab,)`.
 
@@ -94,7 +102,8 @@ class Engine:
             binding.bind_ortvalue_input("input_ids", self._token_value)
         else:
             binding.bind_cpu_input("input_ids", tokens)
-        binding.bind_ortvalue_input("attention_mask", self._masks[end])
+        mask = self._masks.get(end) or _value(self._ones[:, :end])
+        binding.bind_ortvalue_input("attention_mask", mask)
         if not self._is_shared:
             return self._evaluate_growing(end)
         self._session.run_with_iobinding(binding)
@@ -122,7 +131,7 @@ class Engine:
 
         The first new token comes from the prompt's evaluation; the end-of-text token is not heeded.
         """
-        self.clear()
+        self._begin(prompt, n_new)
         tokens, times = np.array([prompt], dtype=np.int64), []
         begin = time.perf_counter_ns()
         for _ in range(n_new):
@@ -137,7 +146,7 @@ class Engine:
         seed: int = 0,
     ) -> list[int]:
         """Return `n_new` tokens after a prompt: the likeliest or, with a temperature, drawn."""
-        self.clear()
+        self._begin(prompt, n_new)
         source = np.random.default_rng(seed)
         tokens, found = np.array([prompt], dtype=np.int64), []
         for _ in range(n_new):

@@ -15,13 +15,19 @@ from typing import Self
 import numpy as np
 import onnx
 import onnxruntime as ort
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as refused
 
 from edgeprune.errors import InputError
 from edgeprune.model.gguf import GgufModel
 
 # the builder's names for the nodes that pick it
 LAST_TOKEN = ("/lm_head/prune/Gather", "/lm_head/prune/Unsqueeze")
+# what onnx and onnxruntime raise over a file; the latter's errors have no class in common
+_REFUSALS = (OSError, DecodeError, refused.Fail, refused.InvalidArgument, refused.InvalidGraph,
+             refused.InvalidProtobuf, refused.NoSuchFile, refused.NotImplemented,
+             refused.RuntimeException)
 FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -51,7 +57,7 @@ class OnnxModel:
             self._session = ort.InferenceSession(
                 _of_all_tokens(graph).SerializeToString(), options,
                 providers=["CPUExecutionProvider"])
-        except Exception as error:
+        except _REFUSALS as error:
             raise InputError(f"onnxruntime cannot load {path}", got=str(error)[:200],
                              remedy="export it again") from error
         self._tokenizer = path / "tokenizer.gguf"

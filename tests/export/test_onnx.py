@@ -180,6 +180,19 @@ def test_what_fills_a_made_up_model_is_small_floats_and_nowhere_the_same(tmp_pat
     assert len(set(places)) == len(places)
 
 
+def test_a_broken_model_is_refused_in_one_line(tiny: Path, tmp_path: Path) -> None:
+    model = exported(tiny, tmp_path)
+    (model / "model.onnx.data").rename(model / "elsewhere")
+    with pytest.raises(InputError, match="onnxruntime cannot load"):
+        OnnxModel(model)
+    (model / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(InputError, match="onnxruntime cannot load"):
+        OnnxModel(model)
+    (model / "model.onnx").unlink()
+    with pytest.raises(InputError, match="No such file"):
+        OnnxModel(model)
+
+
 def test_the_graph_needs_no_weights_and_is_small() -> None:
     shape = LlamaShape.model_validate({
         key: value for key, value in LLAMA_31_8B.items() if key in LlamaShape.model_fields
@@ -191,5 +204,3 @@ def test_the_graph_needs_no_weights_and_is_small() -> None:
     assert "MatMul" not in kinds
     assert all(tensor.data_location == onnx.TensorProto.EXTERNAL
                for tensor in graph.graph.initializer)
-
-
