@@ -25,7 +25,6 @@ from rich.logging import RichHandler
 from edgeprune.cli_sparsify import sparsify
 from edgeprune.cli_target import target_app
 from edgeprune.console import (
-    DEFAULT_QUANT,
     AsJson,
     Format,
     Interrupted,
@@ -38,6 +37,7 @@ from edgeprune.console import (
     progress,
 )
 from edgeprune.errors import EdgePruneError
+from edgeprune.model.quantization import DEFAULT_FORMAT
 from edgeprune.records import __version__
 
 app = typer.Typer(
@@ -132,7 +132,7 @@ def run(
     target: TargetName,
     budget: BudgetText,
     kind: Format = "gguf",
-    quant: AnyQuant = DEFAULT_QUANT,
+    quant: AnyQuant = DEFAULT_FORMAT,
     threads: Threads = None,
     strategy: StrategyName = "edgeprune",
     importance: ImportanceName = None,
@@ -193,7 +193,7 @@ def plan(
     target: TargetName,
     budget: BudgetText,
     kind: Format = "gguf",
-    quant: AnyQuant = DEFAULT_QUANT,
+    quant: AnyQuant = DEFAULT_FORMAT,
     threads: Threads = None,
     strategy: StrategyName = "edgeprune",
     importance: ImportanceName = None,
@@ -242,7 +242,7 @@ def profile(
     model: Model,
     target: TargetName,
     kind: Format = "gguf",
-    quant: Quant = DEFAULT_QUANT,
+    quant: Quant = DEFAULT_FORMAT,
     threads: Threads = None,
     fresh: Annotated[bool, typer.Option(
         "--fresh", help="Measure even when there is a profile already.")] = False,
@@ -284,7 +284,7 @@ def export(
     destination: Annotated[Path, typer.Argument(help=(
         "The .gguf file to write, or the directory of an ONNX model."))],
     kind: Format = "gguf",
-    quant: Quant = DEFAULT_QUANT,
+    quant: Quant = DEFAULT_FORMAT,
     allow_quality_loss: AllowLoss = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
 ) -> None:

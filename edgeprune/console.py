@@ -15,6 +15,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from edgeprune.model.quantization import DEFAULT_FORMAT
+
 Model = Annotated[str, typer.Argument(
     help="A Hugging Face directory (safetensors), a .gguf file, or 'smollm2'.")]
 Quant = Annotated[str, typer.Option(
@@ -24,9 +26,6 @@ Format = Annotated[str, typer.Option("--format", help=(
     "what the target does faster), onnx:int8-dynamic, onnx:int4 or onnx:fp32."))]
 Targets = Annotated[Path, typer.Option(help="Where target files are.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-
-
-DEFAULT_QUANT = "Q4_K_M"
 
 
 def number_format(kind: str, quant: str) -> str:
@@ -39,7 +38,7 @@ def number_format(kind: str, quant: str) -> str:
 
     if kind.lower() == "gguf":
         return quant
-    if quant != DEFAULT_QUANT:
+    if quant != DEFAULT_FORMAT:
         raise UsageError(f"--quant is for --format gguf, not for {kind}", got=quant,
                          remedy="leave one of the two out")
     return kind

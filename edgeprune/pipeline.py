@@ -23,7 +23,7 @@ from edgeprune.formats import admitted
 from edgeprune.judging import Judgement, judge, judge_quality, requests_needed, verdict
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.onnx_formats import is_quantized_onnx
-from edgeprune.model.quantization import check_format
+from edgeprune.model.quantization import DEFAULT_FORMAT, check_format
 from edgeprune.model.shape import LlamaShape
 from edgeprune.model.source import resolve_model
 from edgeprune.planning.aim import MARGIN
@@ -43,7 +43,7 @@ from edgeprune.strategies import DEFAULT_STRATEGY, STRATEGIES, Strategy, strateg
 
 ROUNDS = 3
 REQUESTS, EMULATED_REQUESTS = 10, 6
-AUTO, DEFAULT_QUANT = "auto", "Q4_K_M"
+AUTO = "auto"
 Say = Callable[[str], None]
 
 
@@ -73,7 +73,7 @@ class Options(Record):
     model: str
     target: str
     budget: str
-    quant: str = DEFAULT_QUANT
+    quant: str = DEFAULT_FORMAT
     threads: str | None = None
     strategy: str = DEFAULT_STRATEGY
     importance: str | None = None
@@ -177,7 +177,7 @@ def _begun(options: Options, say: Say, notify: Say) -> Iterator[tuple[Stages, Bu
         usual = EMULATED_REQUESTS if device.facts.emulated else REQUESTS
         workload = Workload(n_prompt=budget.n_prompt, n_new=budget.n_new, n_ctx=budget.context,
                             requests=options.requests or max(usual, requests_needed(budget)))
-        reference = DEFAULT_QUANT if quant == AUTO else quant
+        reference = DEFAULT_FORMAT if quant == AUTO else quant
         set_threads(device, options.threads, checkpoint.shape, reference, options.profiles, say)
         yield Stages(name=name, checkpoint=checkpoint, quant=reference, reference=reference,
                      workload=workload, device=device, run=run_directory,

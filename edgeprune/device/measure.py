@@ -115,7 +115,6 @@ class Measurement(Record):
         """New tokens in a second after the first, median request."""
         return 1e3 / self.token_ms
 
-
     def joined(self, other: Measurement) -> Measurement:
         """Return the requests of this measurement and of a later one of the same model as one."""
         requests = self.workload.requests + other.workload.requests

@@ -26,6 +26,7 @@ FLOAT_FORMATS = ("F32", "F16")
 # Format -> the type of most weights.
 QUANTIZED_FORMATS = {"Q4_0": "Q4_0", "Q4_K_M": "Q4_K", "Q5_K_M": "Q5_K", "Q6_K": "Q6_K",
                      "Q8_0": "Q8_0"}
+DEFAULT_FORMAT = "Q4_K_M"
 FORMATS = (*QUANTIZED_FORMATS, *FLOAT_FORMATS)  # of GGUF
 # Type -> weights in a block, bytes of a block. A row must be a whole number of blocks.
 BLOCKS = {"F32": (1, 4), "F16": (1, 2), "Q4_0": (32, 18), "Q5_0": (32, 22), "Q5_1": (32, 24),

@@ -40,17 +40,22 @@ def assert_parity(directory: Path, tokens: list[int], scratch: Path) -> None:
     assert (ours.argmax(axis=1) == theirs.argmax(axis=1)).all()
 
 
-@pytest.mark.parametrize("name", list(CUTS))
-def test_logits_equal_those_of_the_pruned_checkpoint(
-    tiny: Path, tmp_path: Path, name: str
-) -> None:
-    checkpoint, cuts = Checkpoint(tiny), CUTS[name]
+def cut(source: Path, cuts: Cuts, destination: Path) -> Path:
+    """Cut a checkpoint as far as it can be cut so; return the smaller one."""
+    checkpoint = Checkpoint(source)
     if checkpoint.shape.queries_per_group <= cuts.query_heads:
         cuts = cuts.model_copy(update={"query_heads": 0})  # MHA has one query head in a group
     kept = {i: kept_in_layer(checkpoint.shape, IMPORTANCE, cuts)
             for i in kept_layers(checkpoint.shape, cuts)}
-    prune(checkpoint, cuts, kept, tmp_path / "pruned")
-    assert_parity(tmp_path / "pruned", TOKENS, tmp_path)
+    prune(checkpoint, cuts, kept, destination)
+    return destination
+
+
+@pytest.mark.parametrize("name", list(CUTS))
+def test_logits_equal_those_of_the_pruned_checkpoint(
+    tiny: Path, tmp_path: Path, name: str
+) -> None:
+    assert_parity(cut(tiny, CUTS[name], tmp_path / "pruned"), TOKENS, tmp_path)
 
 
 @pytest.mark.parametrize("change", [

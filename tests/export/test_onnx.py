@@ -19,13 +19,11 @@ from edgeprune.export.artifact import synthetic
 from edgeprune.export.graph import graph_of
 from edgeprune.export.onnx import export_onnx, quantized, quantized_by_row
 from edgeprune.model.checkpoint import Checkpoint
-from edgeprune.model.cuts import kept_in_layer, kept_layers
 from edgeprune.model.onnx import OnnxModel
 from edgeprune.model.onnx_formats import ONNX_FORMATS, tensor_bytes
 from edgeprune.model.shape import LlamaShape
-from edgeprune.pruning.surgery import prune
 from tests.device.test_agent import _start, _wait
-from tests.export.test_gguf import CUTS, IMPORTANCE, TOKENS
+from tests.export.test_gguf import CUTS, TOKENS, cut
 from tests.model.test_shape import LLAMA_31_8B
 from tests.tiny import hf_logits, make_tiny
 
@@ -57,13 +55,7 @@ def assert_parity(directory: Path, scratch: Path) -> None:
 def test_logits_equal_those_of_the_pruned_checkpoint(
     tiny: Path, tmp_path: Path, name: str
 ) -> None:
-    checkpoint, cuts = Checkpoint(tiny), CUTS[name]
-    if checkpoint.shape.queries_per_group <= cuts.query_heads:
-        cuts = cuts.model_copy(update={"query_heads": 0})  # MHA has one query head in a group
-    kept = {i: kept_in_layer(checkpoint.shape, IMPORTANCE, cuts)
-            for i in kept_layers(checkpoint.shape, cuts)}
-    prune(checkpoint, cuts, kept, tmp_path / "pruned")
-    assert_parity(tmp_path / "pruned", tmp_path)
+    assert_parity(cut(tiny, CUTS[name], tmp_path / "pruned"), tmp_path)
 
 
 @pytest.mark.parametrize("change", [
