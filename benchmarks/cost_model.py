@@ -70,8 +70,9 @@ def main() -> int:
     quant = check_format(arguments.format)
     shape = Checkpoint(resolve_model("smollm2")[1]).shape
     is_emulated = arguments.target == "qemu-arm64"
-    # with RAM for all models at once: they are then measured in turn, not in blocks
-    booted = arm.boot(arm.build(), memory_mb=8192) if is_emulated else nullcontext()
+    # with RAM for all models at once, that they are measured in turn, not in blocks: 33 of ONNX
+    # take 8 GB
+    booted = arm.boot(arm.build(), memory_mb=14336) if is_emulated else nullcontext()
     with booted, _opened(arguments.target) as device:
         pilot, pace = try_out(device, shape, quant)
         fitted = design(shape, quant, pace)
@@ -81,6 +82,8 @@ def main() -> int:
         points = [*fitted, *unseen]
         measured, laid = measure_points(device, [points[i] for i in order], quant, pilot,
                                         seconds=arguments.seconds, rounds=MOST_ROUNDS)
+        if len(measured) != len(points):
+            sys.exit(f"{arguments.target} has too little RAM for all {len(points)} models at once")
         samples = [sample for _, sample in sorted(zip(order, measured, strict=True),
                                                   key=lambda pair: pair[0])]
         print(f"{device.target.name}: {device.facts.describe()}; {datetime.now(UTC):%Y-%m-%d}; "
