@@ -46,7 +46,7 @@ app = typer.Typer(
     help="Fit a Llama to an ARM machine: measure the machine, prune to a budget, quantize, and "
     "verify on the machine itself.\n\n"
     "Exit codes: 0 budget met, 2 usage, 3 infeasible, 4 inconclusive, 5 device error, 6 input "
-    "error, 7 budget missed, 1 our own fault.\n\n"
+    "error, 7 budget missed, 8 an ONNX format loses too much, 1 our own fault.\n\n"
     "Example: edgeprune run smollm2 --target local --budget '100 tokens < 75%'",
 )
 app.add_typer(target_app, name="target")
