@@ -52,6 +52,7 @@ class Engine:
         self._ones = np.ones((1, self._room), dtype=np.int64)
         self._token = np.zeros((1, 1), dtype=np.int64)
         self._token_value = _value(self._token)
+        self._takes_token = False  # it is bound, and stays so from token to token
         self._masks: dict[int, Any] = {}
         self._binding = self._session.io_binding()
         self.cache_bytes = 0
@@ -70,8 +71,9 @@ class Engine:
             self._binding.bind_ortvalue_input(value.name, buffer)
             self._binding.bind_ortvalue_output(_present(value.name), buffer)
             self.cache_bytes += 4 * heads * self._room * width
-        self._logits = np.empty((1, 1, self.n_vocab), dtype=np.float32)
-        self._binding.bind_ortvalue_output("logits", _value(self._logits))
+        logits = np.empty((1, 1, self.n_vocab), dtype=np.float32)
+        self._binding.bind_ortvalue_output("logits", _value(logits))
+        self._logits: np.ndarray[Any, Any] = logits[0, 0]
 
     def clear(self) -> None:
         """Forget what was evaluated."""
@@ -98,18 +100,18 @@ class Engine:
         They are overwritten by the next call.
         """
         binding, end = self._binding, self._depth + tokens.shape[1]
-        if tokens is self._token:
-            binding.bind_ortvalue_input("input_ids", self._token_value)
-        else:
+        if tokens is not self._token:
             binding.bind_cpu_input("input_ids", tokens)
+        elif not self._takes_token:
+            binding.bind_ortvalue_input("input_ids", self._token_value)
+        self._takes_token = tokens is self._token
         mask = self._masks.get(end) or _value(self._ones[:, :end])
         binding.bind_ortvalue_input("attention_mask", mask)
         if not self._is_shared:
             return self._evaluate_growing(end)
         self._session.run_with_iobinding(binding)
         self._depth = end
-        logits: np.ndarray[Any, Any] = self._logits[0, 0]
-        return logits
+        return self._logits
 
     def _evaluate_growing(self, end: int) -> np.ndarray[Any, Any]:
         binding = self._binding
