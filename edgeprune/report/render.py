@@ -131,9 +131,11 @@ def plan_lines(plan: Plan) -> list[str]:
     """Return a plan with its reasons, a line for each."""
     if plan.cuts == Cuts():
         return ["plan: nothing to cut, the unpruned model holds the budget"]
-    count = f"{len(plan.steps)} move{'s' if len(plan.steps) > 1 else ''}"
-    better = f", bettered {_times(len(plan.refined))}" if plan.refined else ""
-    lines = [f"plan: {count}{better}, aiming {plan.margin:.1%} below each limit"]
+    count = _counted(len(plan.steps), "move")
+    if plan.refined:
+        count = (f"{count}, bettered {_times(len(plan.refined))}" if plan.steps
+                 else _counted(len(plan.refined), "change"))
+    lines = [f"plan: {count}, aiming {plan.margin:.1%} below each limit"]
     lines += [f"{i + 1:>3}. {step.reason}" for i, step in enumerate(plan.steps)]
     lines += [f"   + {change}" for change in plan.refined]
     if plan.judged:
@@ -145,6 +147,10 @@ def plan_lines(plan: Plan) -> list[str]:
     lines.append(f"     left: {plan.shape.describe()}; loss "
                  f"{plan.loss_increase:+.3f} nats per token on the calibration text")
     return lines
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" + ("" if count == 1 else "s")
 
 
 def _times(count: int) -> str:

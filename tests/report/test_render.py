@@ -160,6 +160,13 @@ def test_what_bettered_the_greedy_is_told_after_it() -> None:
     assert lines[2] == "   + swap: layer 2 back"
     assert "+0.200" in lines[3]
     assert cuts_in_words(plan(STEP)) == "layers 4 -> 3"
+
+
+def test_a_plan_without_a_greedy_move_tells_its_change() -> None:
+    lines = plan_lines(plan().model_copy(update={
+        "cuts": Cuts(components=16), "refined": ("cut: 16 principal components dropped",)}))
+    assert lines[:2] == ["plan: 1 change, aiming 3.0% below each limit",
+                         "   + cut: 16 principal components dropped"]
     assert cuts_in_words(plan()) == "no cut"
 
 
