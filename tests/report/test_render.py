@@ -159,7 +159,6 @@ def test_what_bettered_the_greedy_is_told_after_it() -> None:
     assert lines[0].startswith("plan: 1 move, bettered once, aiming")
     assert lines[2] == "   + swap: layer 2 back"
     assert "+0.200" in lines[3]
-    assert cuts_in_words(plan(STEP)) == "layers 4 -> 3"
 
 
 def test_a_plan_without_a_greedy_move_tells_its_change() -> None:
@@ -167,6 +166,10 @@ def test_a_plan_without_a_greedy_move_tells_its_change() -> None:
         "cuts": Cuts(components=16), "refined": ("cut: 16 principal components dropped",)}))
     assert lines[:2] == ["plan: 1 change, aiming 3.0% below each limit",
                          "   + cut: 16 principal components dropped"]
+
+
+def test_cuts_are_told_in_a_few_words() -> None:
+    assert cuts_in_words(plan(STEP)) == "layers 4 -> 3"
     assert cuts_in_words(plan()) == "no cut"
 
 
