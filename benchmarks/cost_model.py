@@ -70,8 +70,8 @@ def main() -> int:
     quant = check_format(arguments.format)
     shape = Checkpoint(resolve_model("smollm2")[1]).shape
     is_emulated = arguments.target == "qemu-arm64"
-    # with RAM for all models at once, that they are measured in turn, not in blocks: 33 of ONNX
-    # take 8 GB
+    # with RAM for all models at once, so that they are measured in turn, not in blocks (8 GB is
+    # enough for GGUF, and too little for ONNX)
     booted = arm.boot(arm.build(), memory_mb=14336) if is_emulated else nullcontext()
     with booted, _opened(arguments.target) as device:
         pilot, pace = try_out(device, shape, quant)

@@ -51,7 +51,7 @@ from edgeprune.quality.perplexity import perplexity
 FORMATS = ("Q4_K_M", "Q8_0", "onnx:int8", "onnx:int8-dynamic", "onnx:int4")
 OPTIMUM, FLOAT_HEAD = "optimum, dynamic", "onnx:int8, float32 head"
 BUDGET, N_PROMPT, N_NEW, REQUESTS = "100 tokens < 75%", 128, 100, 12
-PAIRS = 60  # of replies by both generators: 12 told their ratio to 2 %
+PAIRS = 60  # of replies by both generators
 
 
 def main() -> int:

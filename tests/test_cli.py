@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from edgeprune.errors import EdgePruneError
+from edgeprune.records import Verdict
 from tests.conftest import Cli
 
 RUN = ("run", "MODEL", "--target", "local", "--budget", "100 tokens < 75%")
@@ -184,3 +187,10 @@ def test_bad_sparsity_exits_2_and_writes_nothing(
 def test_a_calibration_file_that_is_not_there_exits_6(cli: Cli, small: Path) -> None:
     assert_one_line(cli("sparsify", str(small), "out", "--method", "wanda", "--sparsity", "0.5",
                         "--calibration", "no.txt"), 6, "no.txt")
+
+
+def test_help_names_every_exit_code(cli: Cli) -> None:
+    codes = {kind.exit_code for kind in (EdgePruneError, *EdgePruneError.__subclasses__())}
+    codes |= {verdict.exit_code for verdict in Verdict}
+    told = cli("--help").stdout.split("Exit codes:")[1].split("Example:")[0]
+    assert {int(number) for number in re.findall(r"\d+", told)} == codes
