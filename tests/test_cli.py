@@ -190,7 +190,7 @@ def test_a_calibration_file_that_is_not_there_exits_6(cli: Cli, small: Path) -> 
 
 
 def test_help_names_every_exit_code(cli: Cli) -> None:
-    codes = {kind.exit_code for kind in (EdgePruneError, *EdgePruneError.__subclasses__())}
-    codes |= {verdict.exit_code for verdict in Verdict}
+    kinds: list[type[EdgePruneError]] = [EdgePruneError, *EdgePruneError.__subclasses__()]
+    codes = {kind.exit_code for kind in kinds} | {verdict.exit_code for verdict in Verdict}
     told = cli("--help").stdout.split("Exit codes:")[1].split("Example:")[0]
     assert {int(number) for number in re.findall(r"\d+", told)} == codes
