@@ -45,8 +45,9 @@ from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.onnx_formats import BLOCK
 from edgeprune.model.shape import LlamaShape
 from edgeprune.model.tokenizer import tokenizer_of
-from edgeprune.pipeline import Options, run
-from edgeprune.quality.perplexity import perplexity
+from edgeprune.options import Options
+from edgeprune.pipeline import run
+from edgeprune.quality.evaluate import perplexity
 
 FORMATS = ("Q4_K_M", "Q8_0", "onnx:int8", "onnx:int8-dynamic", "onnx:int4")
 OPTIMUM, FLOAT_HEAD = "optimum, dynamic", "onnx:int8, float32 head"

@@ -1,6 +1,6 @@
 """The command line: parse, call, print. Nothing else prints and sets exit codes.
 
-Its larger commands are in `edgeprune.cli_target` and `edgeprune.cli_sparsify`, what they share in
+Its larger commands are in `edgeprune.cli_*`, what they share in
 `edgeprune.console`. Results go to stdout, progress and errors to stderr. Heavy modules are loaded
 by the command that needs them, so `--help` stays instant.
 """
@@ -22,12 +22,17 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
+from edgeprune.cli_eval import evaluate
+from edgeprune.cli_judge import judge as judge_command
+from edgeprune.cli_recover import recover as recover_command
 from edgeprune.cli_sparsify import sparsify
 from edgeprune.cli_target import target_app
 from edgeprune.console import (
     AsJson,
     Format,
     Interrupted,
+    JudgeModel,
+    JudgeName,
     Model,
     Quant,
     Targets,
@@ -46,7 +51,8 @@ app = typer.Typer(
     help="Fit a Llama to an ARM machine: measure the machine, prune to a budget, quantize, and "
     "verify on the machine itself.\n\n"
     "Exit codes: 0 budget met, 2 usage, 3 infeasible, 4 inconclusive, 5 device error, 6 input "
-    "error, 7 budget missed, 8 an ONNX format loses too much, 1 our own fault.\n\n"
+    "error, 7 budget missed, 8 an ONNX format loses too much, 9 a judge cannot be asked, 1 our own "
+    "fault.\n\n"
     "Example: edgeprune run smollm2 --target local --budget '100 tokens < 75%'",
 )
 app.add_typer(target_app, name="target")
@@ -62,8 +68,8 @@ Threads = Annotated[str | None, typer.Option(help=(
 BudgetText = Annotated[str, typer.Option("--budget", "-b", help=(
     "Demands joined by commas: 'N tokens [after P] [at pQ] < 2 s', 'ttft < 200 ms', "
     "'decode > 14 tokens/s', 'ram < 16 GB', 'size < 4 GB', 'ppl_ratio < 1.2', 'kl < 0.1', "
-    "'context >= 4096'; a percentage is of the unpruned model measured on the same target. "
-    "A path ending in .toml: a file with such text as `budget`."))]
+    "'judge_loss < 7 %', 'context >= 4096'; a percentage of what a target does is of the unpruned "
+    "model measured there. A path ending in .toml: a file with such text as `budget`."))]
 StrategyName = Annotated[str, typer.Option("--strategy", help=(
     "Who chooses what is cut: 'edgeprune' (layers, heads and FFN jointly, repaired), or as "
     "published: shortgpt, sleb, replaceme, uniform, flap, llm-pruner, llm-pruner-channel."))]
@@ -141,6 +147,15 @@ def run(
     calibration: CalibrationFile = None,
     name: RunName = None,
     allow_quality_loss: AllowLoss = False,
+    recover: Annotated[str | None, typer.Option("--recover", help=(
+        "Train the pruned model before it is exported: distill, distill-lora, sft or sft-lora "
+        "(see `recover`)."))] = None,
+    recover_data: Annotated[Path | None, typer.Option("--recover-data", help=(
+        "What it is trained on; an excerpt of WikiText-2 when left out."))] = None,
+    judge: JudgeName = None,
+    judge_model: JudgeModel = None,
+    judge_prompts: Annotated[Path | None, typer.Option("--judge-prompts", help=(
+        "Prompts: lines, or .jsonl lines with a `prompt`."))] = None,
     requests: Annotated[int | None, typer.Option(min=1, help=(
         "Requests in each measurement; 10 when left out, 6 on an emulated target, more where a "
         "percentile needs them; up to four times as many where they leave the verdict open."))
@@ -160,7 +175,7 @@ def run(
 
     Another: edgeprune run ./my-llama --target board --budget 'ram < 4 GB' --format onnx:int8
     """
-    from edgeprune.pipeline import Options
+    from edgeprune.options import Options
     from edgeprune.pipeline import run as run_pipeline
     from edgeprune.pruning.calibration import effort_of
     from edgeprune.report.render import HEADER, before_after, verdict_lines
@@ -168,8 +183,10 @@ def run(
     wanted = Options(model=model, target=target, budget=budget, quant=number_format(kind, quant),
                      threads=threads, strategy=strategy, importance=importance,
                      repair=not no_repair, effort=effort_of(effort), calibration=calibration,
-                     name=name, allow_quality_loss=allow_quality_loss, requests=requests,
-                     fresh=fresh, runs=runs, targets=targets, profiles=profiles)
+                     name=name, allow_quality_loss=allow_quality_loss, recover=recover,
+                     recover_data=recover_data, judge=judge, judge_model=judge_model,
+                     judge_prompts=judge_prompts, requests=requests, fresh=fresh, runs=runs,
+                     targets=targets, profiles=profiles)
     with progress(quiet=as_json) as (say, notify):
         outcome = run_pipeline(wanted, say=say, notify=notify)
     if as_json:
@@ -215,7 +232,8 @@ def plan(
 
     Example: edgeprune plan ./my-llama --target board --budget 'decode > 14 tokens/s' --explain
     """
-    from edgeprune.pipeline import Options, plan_only
+    from edgeprune.options import Options
+    from edgeprune.pipeline import plan_only
     from edgeprune.pruning.calibration import effort_of
     from edgeprune.report.explain import explanation
     from edgeprune.report.render import limits_in_words, plan_lines, predicted_rows
@@ -304,8 +322,8 @@ def export(
     from edgeprune.model.quantization import check_format
     from edgeprune.model.source import resolve_model
     from edgeprune.model.tokenizer import tokenizer_of
+    from edgeprune.quality.evaluate import perplexity
     from edgeprune.quality.loss import check_loss, perplexity_as
-    from edgeprune.quality.perplexity import perplexity
 
     quant = check_format(number_format(kind, quant))
     if destination.exists() and not force:
@@ -364,6 +382,9 @@ def bench(
         raise typer.Exit(Verdict.INCONCLUSIVE.exit_code)
 
 
+app.command("eval")(evaluate)
+app.command("judge")(judge_command)
+app.command("recover")(recover_command)
 app.command()(sparsify)
 
 

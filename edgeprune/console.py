@@ -28,6 +28,13 @@ Targets = Annotated[Path, typer.Option(help="Where target files are.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
 
+JudgeName = Annotated[str | None, typer.Option("--judge", help=(
+    "An LLM that judges replies: the URL of an OpenAI-compatible endpoint (its key is read from "
+    "OPENAI_API_KEY), or a .gguf file."))]
+JudgeModel = Annotated[str | None, typer.Option("--judge-model", help=(
+    "The endpoint's name for the judge."))]
+
+
 def number_format(kind: str, quant: str) -> str:
     """Return the number format that --format and --quant ask for together.
 

@@ -5,7 +5,8 @@
     ├── InfeasibleError       3  nothing that the allowed cuts reach holds the budget
     ├── DeviceError           5  the target: unreachable, refused, or a job failed on it
     ├── InputError            6  the model or a text file
-    └── QualityError          8  a number format loses too much to be deployed
+    ├── QualityError          8  a number format loses too much to be deployed
+    └── JudgeError            9  an LLM judge cannot be asked
 
 Verdicts that are not failures have codes of their own: 0 met, 4 inconclusive, 7 missed (see
 `edgeprune.records.Verdict`).
@@ -63,6 +64,12 @@ class QualityError(EdgePruneError):
     """A number format loses so much by itself that the artifact is refused."""
 
     exit_code = 8
+
+
+class JudgeError(EdgePruneError):
+    """The LLM that judges replies cannot be reached, or refuses."""
+
+    exit_code = 9
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

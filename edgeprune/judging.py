@@ -6,7 +6,7 @@ Out: a `Judgement` for each constraint.
 A time is judged by its confidence interval: met when all of it is within the limit, missed when all
 of it is above, inconclusive when the limit lies inside. A limit that is a share of the unpruned
 model is judged by the ratios of requests that were measured in turn, in which the machine's drift
-cancels. RAM, file size and quality have no interval.
+cancels. RAM, file size and quality have no interval, except a judge's opinion.
 """
 
 from __future__ import annotations
@@ -52,9 +52,13 @@ def judge(budget: Budget, measured: Comparison) -> list[Judgement]:
             if not constraint.metric.is_quality]
 
 
-def judge_quality(budget: Budget, values: Mapping[Metric, float]) -> list[Judgement]:
+def judge_quality(
+    budget: Budget, values: Mapping[Metric, float | Interval]
+) -> list[Judgement]:
     """Judge every constraint of quality."""
-    return [_judgement(metric, 50.0, limit, _exactly(values[metric]))
+    found = {metric: value if isinstance(value, Interval) else _exactly(value)
+             for metric, value in values.items()}
+    return [_judgement(metric, 50.0, limit, found[metric])
             for metric, limit in budget.quality_limits.items()]
 
 

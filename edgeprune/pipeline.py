@@ -18,26 +18,27 @@ from edgeprune.demanding import choose_format, median_limits
 from edgeprune.device.measure import Comparison, Measurement, Workload, model_bytes
 from edgeprune.device.session import Device, open_device
 from edgeprune.device.target import load_target
-from edgeprune.errors import DeviceError, QualityError, UsageError
+from edgeprune.errors import DeviceError, UsageError
+from edgeprune.finishing import Round, check_judge, finish, train_and_finish, training_of
 from edgeprune.formats import admitted
-from edgeprune.judging import Judgement, judge, judge_quality, requests_needed, verdict
+from edgeprune.judging import Judgement, judge, requests_needed, verdict
 from edgeprune.model.checkpoint import Checkpoint
-from edgeprune.model.onnx_formats import is_quantized_onnx
 from edgeprune.model.quantization import DEFAULT_FORMAT, check_format
 from edgeprune.model.shape import LlamaShape
 from edgeprune.model.source import resolve_model
+from edgeprune.options import Options
 from edgeprune.planning.aim import MARGIN
 from edgeprune.planning.bounds import check_demand
-from edgeprune.planning.budget import Budget, Metric, read_budget
+from edgeprune.planning.budget import Budget, read_budget
 from edgeprune.planning.demand import Demand
 from edgeprune.planning.greedy import Plan
 from edgeprune.profiling.profile import Profile, cost_of
 from edgeprune.profiling.threads import best_threads
 from edgeprune.pruning.calibration import Effort, calibration_text
-from edgeprune.records import Record, Verdict, write_text
-from edgeprune.report.outcome import Outcome, figures_of
-from edgeprune.report.render import limits_in_words, measured_in_words, plan_lines, report
-from edgeprune.rundir import RunDirectory
+from edgeprune.records import Record, Verdict
+from edgeprune.report.outcome import Outcome
+from edgeprune.report.render import limits_in_words, measured_in_words, plan_lines
+from edgeprune.rundir import REQUEST, RunDirectory
 from edgeprune.stages import Stages
 from edgeprune.strategies import DEFAULT_STRATEGY, STRATEGIES, Strategy, strategy_of
 
@@ -45,48 +46,6 @@ ROUNDS = 3
 REQUESTS, EMULATED_REQUESTS = 10, 6
 AUTO = "auto"
 Say = Callable[[str], None]
-
-
-class Options(Record):
-    """What the user asked for.
-
-    Attributes:
-        model: `smollm2`, a checkpoint directory or a GGUF file.
-        target: Name of a target.
-        budget: In the grammar of `edgeprune.planning.budget`, or the path of a TOML file.
-        quant: Number format, one of `edgeprune.model.quantization.FORMATS`, or `auto`.
-        threads: CPU threads; `auto` measures which number is best; the target's when None.
-        name: Name of the run directory; made from the rest when None.
-        strategy: How the model is cut, one of `edgeprune.strategies.STRATEGIES`.
-        importance: Another method by which heads and channels are chosen.
-        repair: False leaves the weights that stay as they are.
-        effort: How much calibration text is looked at.
-        calibration: A file of calibration text; the shipped text when None.
-        allow_quality_loss: Deploy an ONNX model however much its format loses by itself.
-        requests: Measured requests; 10 when None, 6 on an emulated target.
-        fresh: Start over instead of going on with what the run directory holds.
-        runs: Where run directories are.
-        targets: Where target files are.
-        profiles: Where profiles are.
-    """
-
-    model: str
-    target: str
-    budget: str
-    quant: str = DEFAULT_FORMAT
-    threads: str | None = None
-    strategy: str = DEFAULT_STRATEGY
-    importance: str | None = None
-    repair: bool = True
-    effort: Effort = Effort.MEDIUM
-    calibration: Path | None = None
-    name: str | None = None
-    allow_quality_loss: bool = False
-    requests: int | None = None
-    fresh: bool = False
-    runs: Path = Path("runs")
-    targets: Path = Path("targets")
-    profiles: Path = Path("profiles")
 
 
 class _Request(Record):
@@ -100,22 +59,6 @@ class _Request(Record):
     effort: Effort
 
 
-class _Round(Record):
-    """One turn of plan, build and measure.
-
-    Attributes:
-        plan: What was cut.
-        measured: The artifact and, beside it, the unpruned model.
-        judgements: Of each constraint of cost.
-        verdict: What they come to.
-    """
-
-    plan: Plan
-    measured: Comparison
-    judgements: tuple[Judgement, ...]
-    verdict: Verdict
-
-
 def run(options: Options, *, say: Say = lambda _: None, notify: Say = lambda _: None) -> Outcome:
     """Do the main job.
 
@@ -127,13 +70,20 @@ def run(options: Options, *, say: Say = lambda _: None, notify: Say = lambda _: 
     Raises:
         EdgePruneError: See `edgeprune.errors`; nothing that was finished is lost.
     """
+    training = training_of(options)
     with _begun(options, say, notify) as (asked, budget):
+        check_judge(options, budget)
         stages = admitted(asked, allow_loss=options.allow_quality_loss, say=say)
         baseline = _baseline(stages, say, keep=budget.is_relative)
         chosen, demand, profiled = choose_format(
             stages, budget, baseline, auto=options.quant == AUTO, say=say)
-        return _finish(chosen, budget, _rounds(chosen, baseline, demand, profiled, say),
-                       allow_loss=options.allow_quality_loss)
+        rounds = _rounds(chosen, baseline, demand, profiled, say)
+        if training is not None and rounds[-1].verdict is Verdict.MISSED:
+            say("not trained: the budget was missed")
+            training = None
+        if training is None:
+            return finish(chosen, budget, rounds, options)
+        return train_and_finish(chosen, training, baseline, budget, rounds, options, say)
 
 
 def plan_only(
@@ -229,14 +179,14 @@ def _baseline(stages: Stages, say: Say, *, keep: bool) -> Measurement:
 
 def _rounds(
     stages: Stages, baseline: Measurement, demand: Demand, profiled: Profile, say: Say
-) -> list[_Round]:
+) -> list[Round]:
     """Plan, build, measure, and plan again with what was learnt, at most `ROUNDS` times.
 
     Machines drift: a budget that is relative to the unpruned model is judged against that model
     measured beside the pruned one, not minutes earlier. Where an interval held the limit, the next
     plan stays further below it.
     """
-    done: list[_Round] = []
+    done: list[Round] = []
     budget = demand.budget
     while True:
         number = len(done) + 1
@@ -248,7 +198,7 @@ def _rounds(
             number, plan.cuts, None if budget.is_relative else baseline,
             lambda found: verdict(judge(budget, found), ()) is not Verdict.INCONCLUSIVE)
         judgements = tuple(judge(budget, pair))
-        done.append(_Round(plan=plan, measured=pair, judgements=judgements,
+        done.append(Round(plan=plan, measured=pair, judgements=judgements,
                            verdict=verdict(judgements, pair.disturbances)))
         if budget.is_relative:
             say(f"round {number}, unpruned again: {measured_in_words(pair.baseline)}")
@@ -273,54 +223,13 @@ def _corrected(
         "margin": MARGIN + doubt})
 
 
-def _finish(
-    stages: Stages, budget: Budget, rounds: list[_Round], *, allow_loss: bool
-) -> Outcome:
-    """Judge the quality; write the final records and the report."""
-    device, last = stages.device, rounds[-1]
-    unpruned, artifact = stages.export_baseline(), stages.build(last.plan.cuts)
-    if is_quantized_onnx(stages.quant) and not allow_loss:
-        try:
-            stages.refuse_loss(last.plan.cuts)
-        except QualityError:
-            for file in (unpruned, artifact):
-                device.forget(device.remote_name(file))
-            raise
-    # on a remote target the artifact stays: it is what was asked for
-    device_path = None if device.target.is_local else device.put_model(artifact)
-    for file in (unpruned, *([artifact] if device.target.is_local else [])):
-        device.forget(device.remote_name(file))
-    before = stages.quality_before().perplexity
-    after = stages.quality_after(last.plan.cuts).perplexity
-    quality = {Metric.PPL_RATIO: after / before}
-    if Metric.KL in budget.quality_limits:
-        quality[Metric.KL] = stages.divergence(last.plan.cuts)
-    judgements = (*last.judgements, *judge_quality(budget, quality))
-    baseline, pruned = last.measured.baseline, last.measured.pruned
-    result = Outcome(
-        model=stages.name, target=device.target.name, facts=device.facts,
-        emulated=device.facts.emulated, budget=budget, quant=stages.quant,
-        reference=stages.reference, threads=device.threads,
-        verdict=verdict(judgements, last.measured.disturbances),
-        disturbances=last.measured.disturbances, judgements=judgements, rounds=len(rounds),
-        requests=pruned.workload.requests, system_info=pruned.system_info, plan=last.plan,
-        before=figures_of(baseline, before), after=figures_of(pruned, after),
-        directory=stages.run.path, artifact=artifact, device_path=device_path,
-    )
-    last.plan.write(stages.run.path / "plan.json")
-    pruned.write(stages.run.path / "bench.json")
-    result.write(stages.run.path / "run.json")
-    write_text(stages.run.path / "report.md", report(result))
-    return result
-
-
 def _open_run(options: Options, request: _Request) -> RunDirectory:
     """Find or make the run directory; refuse one that was made for something else."""
     name = options.name or _name_of(request)
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
         raise UsageError("a run's name is made of letters, digits, '.', '_' and '-'", got=name)
     path = options.runs / name
-    file = path / "request.json"
+    file = path / REQUEST
     if path.exists() and not file.is_file():
         raise UsageError(f"{path} exists and is not a run directory",
                          remedy="choose another --name")

@@ -57,6 +57,37 @@ class Verdict(StrEnum):
         return {Verdict.MET: 0, Verdict.INCONCLUSIVE: 4, Verdict.MISSED: 7}[self]
 
 
+class Known:
+    """Values by key, kept in a file of JSON lines that grows.
+
+    Half a line, which a killed process was writing, is none.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read what `path` holds, if it is there."""
+        self._path, self._values = path, dict[str, Any]()
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+            try:
+                key, value = json.loads(line)
+                self._values[str(key)] = value
+            except (ValueError, TypeError):
+                continue
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
+    def __getitem__(self, key: str) -> Any:
+        return self._values[key]
+
+    def add(self, key: str, value: Any) -> None:
+        """Keep a JSON-like value, in memory and on disk."""
+        self._values[key] = value
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as file:
+            # a line break first: the file may end in half a line
+            file.write(("\n" if file.tell() else "") + json.dumps([key, value]))
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` to a temporary name beside `path`, then rename it into place."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,9 @@ from typing import TypeVar
 
 from edgeprune.records import Record, __version__, digest, write_text
 
+# What a run directory was made for (what has none is not one), what it came to, the pruned model,
+# the same trained.
+REQUEST, OUTCOME, MODEL, RECOVERED = "request.json", "run.json", "model", "recovered"
 R = TypeVar("R", bound=Record)
 
 

@@ -7,7 +7,7 @@ missing or their inputs have changed. The order of the stages is `edgeprune.pipe
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,22 +19,25 @@ from edgeprune.device.measure import Comparison, Measurement, Workload, measure,
 from edgeprune.device.session import Device
 from edgeprune.export.artifact import artifact_name, export, metadata_bytes
 from edgeprune.model.checkpoint import Checkpoint
-from edgeprune.model.cuts import Cuts
+from edgeprune.model.cuts import Cuts, kept_layers
 from edgeprune.model.onnx_formats import FLOAT
 from edgeprune.model.tokenizer import tokenizer_of
 from edgeprune.planning.demand import Demand
 from edgeprune.planning.greedy import Plan
 from edgeprune.profiling.profile import Profile, profile
 from edgeprune.pruning.calibration import Effort
-from edgeprune.quality.divergence import Divergence, divergence
+from edgeprune.quality.evaluate import Divergence, Quality, divergence, perplexity
+from edgeprune.quality.judge import Judge, Judged, judge_artifact
 from edgeprune.quality.loss import check_loss, perplexity_as
-from edgeprune.quality.perplexity import Quality, perplexity
+from edgeprune.quality.windows import Text
 from edgeprune.records import Record, digest, file_digest
-from edgeprune.rundir import RunDirectory
+from edgeprune.recovery.recipe import Pruned, Recovered, Training
+from edgeprune.rundir import MODEL, RECOVERED, RunDirectory
 from edgeprune.strategies import Strategy
 
 # Requests of a comparison that says too little are added to, up to so many times the first number.
 MOST = 4
+RECOVERY = "recovery.json"  # what a training came to, in the directory of the model
 
 
 class Formats(Record):
@@ -59,6 +62,7 @@ class Stages:
         strategy: How it is cut.
         effort: How much calibration text is looked at.
         calibration: The calibration text.
+        training: Of the pruned model, before it is exported; None leaves it as it is.
     """
 
     name: str
@@ -72,6 +76,7 @@ class Stages:
     strategy: Strategy
     effort: Effort
     calibration: str
+    training: Training | None = None
 
     # --- what the stages share -------------------------------------------------------------------
 
@@ -106,7 +111,7 @@ class Stages:
 
     def artifact_key(self, cuts: Cuts) -> str:
         """Identify the artifact that cuts lead to."""
-        return digest(self.cutting.key(cuts), self.quant)
+        return digest(self._model_key(cuts), self.quant)
 
     @property
     def artifact(self) -> Path:
@@ -146,7 +151,9 @@ class Stages:
             quantized = exact.with_name(f"{self.quant}.gguf")
             try:
                 self._export(self.checkpoint, quantized, self.quant)
-                return divergence(quantized, exact, text="calibration", notify=self.device.notify)
+                text = Text("calibration", shipped_text("calibration"))
+                return divergence(quantized, exact, text=text,
+                                  notify=self.device.notify)
             finally:
                 quantized.unlink(missing_ok=True)
 
@@ -164,7 +171,7 @@ class Stages:
         Raises:
             QualityError: It loses more than `edgeprune.quality.loss.MOST_LOSS`.
         """
-        exact = self._perplexity_as(Checkpoint(self.compress(cuts)), self.cutting.key(cuts), FLOAT,
+        exact = self._perplexity_as(Checkpoint(self.model(cuts)), self._model_key(cuts), FLOAT,
                                     "quality-after")
         check_loss(self.quant, self.quality_after(cuts), exact)
 
@@ -186,12 +193,20 @@ class Stages:
 
     def compress(self, cuts: Cuts) -> Path:
         """Cut the weights."""
-        return self.run.make("compress", self.artifact_key(cuts), "model",
+        return self.run.make("compress", self.cutting.key(cuts), MODEL,
                              lambda path: self.cutting.write(cuts, path))
 
+    def model(self, cuts: Cuts) -> Path:
+        """Cut the weights and train what is left, when that was asked for."""
+        return self.compress(cuts) if self.training is None else self._trained(cuts, self.training)
+
+    def recovered(self, cuts: Cuts) -> Recovered | None:
+        """Return what the training came to; None when there was none."""
+        return Recovered.read(self.model(cuts) / RECOVERY) if self.training else None
+
     def build(self, cuts: Cuts) -> Path:
-        """Cut the weights and export the artifact."""
-        model = self.compress(cuts)
+        """Cut the weights, train them when that was asked for, and export the artifact."""
+        model = self.model(cuts)
         return self.run.make("export", self.artifact_key(cuts),
                              str(self.artifact.relative_to(self.run.path)),
                              lambda path: self._export(Checkpoint(model), path, self.quant))
@@ -240,11 +255,12 @@ class Stages:
 
     def quality_before(self) -> Quality:
         """Take the perplexity of the unpruned artifact, here."""
-        return self._perplexity("quality-before", self.export_baseline(), self.baseline_key)
+        return self._perplexity("quality-before", self.export_baseline, self.baseline_key)
 
     def quality_after(self, cuts: Cuts) -> Quality:
         """Take the perplexity of the pruned artifact, here."""
-        return self._perplexity("quality-after", self.build(cuts), self.artifact_key(cuts))
+        stage = "quality-after" if self.training is None else "quality-trained"
+        return self._perplexity(stage, lambda: self.build(cuts), self.artifact_key(cuts))
 
     def divergence(self, cuts: Cuts) -> float:
         """Take the artifact's mean KL divergence from the unpruned model, here; nats per token."""
@@ -252,11 +268,34 @@ class Stages:
         return self.run.record("divergence", key, "divergence.json", Divergence, lambda: divergence(
             self.build(cuts), self.export_baseline(), notify=self.device.notify)).kl_mean
 
+    def judged(self, cuts: Cuts, judge: Judge, prompts: Sequence[str]) -> Judged:
+        """Let a judge compare the artifact with the unpruned model, here."""
+        return judge_artifact(self.build(cuts), self.export_baseline(), prompts, judge,
+                              self.run.path / "judge", notify=self.device.notify)
+
     # --- how they are done -----------------------------------------------------------------------
 
-    def _perplexity(self, stage: str, artifact: Path, key: str) -> Quality:
+    def _model_key(self, cuts: Cuts) -> str:
+        key = self.cutting.key(cuts)
+        return key if self.training is None else digest(key, self.training.recipe,
+                                                        self.training.data_digest)
+
+    def _trained(self, cuts: Cuts, training: Training) -> Path:
+        def make(path: Path) -> None:
+            from edgeprune.recovery.recover import recover  # noqa: PLC0415 - an extra, and heavy
+
+            pruned = Pruned(self.compress(cuts), self.checkpoint.path,
+                            kept_layers(self.checkpoint.shape, cuts))
+            found = recover(pruned, path, training.recipe, data=training.data,
+                            work=self.run.path / "training", notify=self.device.notify)
+            if found is not None:
+                found.write(path / RECOVERY)
+
+        return self.run.make("recover", self._model_key(cuts), RECOVERED, make)
+
+    def _perplexity(self, stage: str, artifact: Callable[[], Path], key: str) -> Quality:
         return self.run.record(stage, digest(key, shipped_text("evaluation")), f"{stage}.json",
-                               Quality, lambda: perplexity(artifact, notify=self.device.notify))
+                               Quality, lambda: perplexity(artifact(), notify=self.device.notify))
 
     def _perplexity_as(
         self, checkpoint: Checkpoint, key: str, quant: str, stage: str

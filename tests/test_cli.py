@@ -16,7 +16,8 @@ from tests.conftest import Cli
 
 RUN = ("run", "MODEL", "--target", "local", "--budget", "100 tokens < 75%")
 COMMANDS: tuple[list[str], ...] = (
-    [], ["run"], ["plan"], ["profile"], ["export"], ["bench"], ["sparsify"], ["target"],
+    [], ["run"], ["plan"], ["profile"], ["export"], ["bench"], ["eval"],
+    ["judge"], ["recover"], ["sparsify"], ["target"],
     ["target", "list"], ["target", "check"], ["target", "probe"], ["target", "setup"],
 )
 
@@ -40,7 +41,7 @@ def test_every_command_has_help_with_an_example(cli: Cli, command: list[str]) ->
 
 def test_help_loads_nothing_heavy() -> None:
     code = ("import sys\nfrom edgeprune.cli import main\nmain(['--help'])\n"
-            "heavy = {'torch', 'transformers', 'scipy', 'paramiko', 'llama_cpp'}\n"
+            "heavy = {'torch', 'transformers', 'scipy', 'paramiko', 'llama_cpp', 'trl'}\n"
             "sys.exit(len(heavy & set(sys.modules)))")
     assert subprocess.run([sys.executable, "-c", code], check=False,
                           capture_output=True).returncode == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -57,6 +58,60 @@ def test_a_run_holds_its_budget_and_leaves_everything(
     report = (run / "report.md").read_text()
     for text in ("peak RAM", "perplexity", "file size", "predicted", "Plan"):
         assert text in report
+    found = json.loads(cli("eval", "runs/r", "--json").stdout)
+    assert found["quality"]["perplexity"] == pytest.approx(outcome["after"]["perplexity"])
+    assert found["artifact"] == "small-Q4_K_M.gguf"
+    parts = [found[part]["after"] / found[part]["before"] for part in ("pruning", "quantization")]
+    assert math.prod(parts) == pytest.approx(found["total"]["after"] / found["total"]["before"])
+
+
+def test_a_run_trains_and_lets_a_judge_decide_what_it_was_asked_to(
+    cli: Cli, small: Path, tmp_path: Path
+) -> None:
+    text, prompts = tmp_path / "sums.txt", tmp_path / "prompts.txt"
+    text.write_text("".join(f"{i} plus {i} is {2 * i}. " for i in range(2000)), encoding="utf-8")
+    prompts.write_text("One and one?\nWho are you?\n", encoding="utf-8")
+    judge = tmp_path / "judge.gguf"
+    assert cli("export", str(small), str(judge)).returncode == 0
+    arguments = ("run", str(small), "--target", "local", "--name", "r", "--recover", "sft",
+                 "--recover-data", str(text), "--judge", str(judge), "--judge-prompts",
+                 str(prompts), "--budget",
+                 "4 tokens after 8 < 1 min, size < 80%, ppl_ratio < 9, judge_loss < 99 %")
+    done = cli(*arguments, "--json")
+    assert done.returncode == Verdict.INCONCLUSIVE.exit_code, done.stderr  # two prompts tell little
+    outcome = json.loads(done.stdout)
+    verdicts = {judgement["metric"]: judgement["verdict"] for judgement in outcome["judgements"]}
+    assert verdicts == {"latency_ms": "met", "file_bytes": "met", "ppl_ratio": "met",
+                        "judge_loss": "inconclusive"}
+    judged, recovery = outcome["judged"], outcome["recovery"]
+    assert sum(judged[key] for key in ("wins", "ties", "losses", "invalid")) == 2
+    assert recovery["training"]["recovered"] < recovery["training"]["pruned"]
+    assert recovery["perplexity"] != outcome["after"]["perplexity"]
+    run = tmp_path / "runs/r"
+    assert (run / "artifact/small-Q4_K_M.gguf").stat().st_size == outcome["after"]["file_bytes"]
+    pruned, trained = Checkpoint(run / "model"), Checkpoint(run / "recovered")
+    assert pruned.shape == trained.shape
+    assert pruned.digest() != trained.digest()
+    report = (run / "report.md").read_text()
+    assert "recovery (sft, all weights" in report
+    assert "judge judge.gguf" in report
+    before = _stamps(run)
+    again = cli(*arguments)
+    assert "more prompts would narrow" in again.stdout
+    assert {k: v for k, v in _stamps(run).items() if "bench" not in k} == {
+        k: v for k, v in before.items() if "bench" not in k}
+
+
+@pytest.mark.parametrize(("options", "named"), [
+    (("--budget", "judge_loss < 7 %"), "--judge-prompts"),
+    (("--budget", "ram < 1 GB", "--judge", "no.gguf"), "--judge-prompts"),
+    (("--budget", "ram < 1 GB", "--recover", "magic"), "distill-lora"),
+    (("--budget", "ram < 1 GB", "--recover-data", "a.txt"), "--recover distill"),
+])
+def test_half_of_a_judge_or_of_a_training_is_refused(
+    cli: Cli, small: Path, options: tuple[str, ...], named: str
+) -> None:
+    assert_one_line(cli("run", str(small), "--target", "local", *options), 2, named)
 
 
 def test_the_second_run_does_nothing_again(cli: Cli, small: Path, tmp_path: Path) -> None:

@@ -1,9 +1,29 @@
-"""Texts that come with edgeprune; see NOTICE for their source and licence."""
+"""Texts: the user's, and those that come with edgeprune (NOTICE tells their source)."""
 
 from importlib.resources import files
+from pathlib import Path
 from typing import Literal
 
+from edgeprune.errors import InputError
 
-def shipped_text(name: Literal["calibration", "evaluation"]) -> str:
-    """Return one of two disjoint excerpts of WikiText-2's validation part."""
+
+def shipped_text(name: Literal["calibration", "evaluation", "training"]) -> str:
+    """Return one of three disjoint excerpts of WikiText-2's validation part."""
     return (files("edgeprune.data") / f"{name}.txt").read_text(encoding="utf-8")
+
+
+def text_of(file: Path, what: str) -> str:
+    """Return the text of a file that the user named.
+
+    Args:
+        file: UTF-8.
+        what: Its name in a message, such as "calibration text".
+
+    Raises:
+        InputError: The file cannot be read.
+    """
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the {what} cannot be read ({error})", got=str(file),
+                         remedy="give a text file in UTF-8") from error

@@ -17,11 +17,11 @@ from pydantic import Field
 from edgeprune.cost import UBATCH
 from edgeprune.device.session import Device
 from edgeprune.errors import InputError
+from edgeprune.model.onnx_formats import GRAPH
 from edgeprune.records import Record
 
 BUSY_LIMIT = 0.10  # share of all CPU time that others may use before a measurement is doubted
 ATTEMPTS = 3  # on a busy machine
-ONNX_GRAPH = "model.onnx"
 _BUFFER = re.compile(r"(\w+) (model|KV|compute|output) buffer size =\s+([\d.]+) MiB")
 
 
@@ -229,7 +229,7 @@ def bench_file(device: Device, artifact: Path, workload: Workload) -> Measuremen
     Raises:
         InputError: It is neither a GGUF file nor the directory of an ONNX model.
     """
-    if not _is_gguf(artifact) and not (artifact / ONNX_GRAPH).is_file():
+    if not _is_gguf(artifact) and not (artifact / GRAPH).is_file():
         raise InputError("neither a GGUF file nor a directory with a model.onnx", got=str(artifact),
                          remedy="`edgeprune export MODEL FILE.gguf` makes one")
     subject = send(device, artifact)
@@ -243,7 +243,7 @@ def send(device: Device, artifact: Path) -> Subject:
     """Copy a GGUF file or an ONNX model to a target, unless it is there, to be measured."""
     remote, size = device.put_model(artifact), model_bytes(artifact)
     if artifact.is_dir():
-        return Subject({"format": "onnx", "path": f"{remote}/{ONNX_GRAPH}"}, size)
+        return Subject({"format": "onnx", "path": f"{remote}/{GRAPH}"}, size)
     return Subject({"path": remote}, size)
 
 

@@ -28,12 +28,11 @@ from edgeprune.export.graph import (
 )
 from edgeprune.model import tensors
 from edgeprune.model.checkpoint import Checkpoint
-from edgeprune.model.onnx_formats import BITS, BLOCK, INT8_DYNAMIC
+from edgeprune.model.onnx_formats import BITS, BLOCK, GRAPH, INT8_DYNAMIC
 from edgeprune.model.rope import inverse_frequencies
 from edgeprune.model.shape import LlamaShape
 from edgeprune.model.tokenizer import NAME as TOKENIZER
 
-GRAPH_FILE = "model.onnx"
 ROWS_BYTES = 2**26  # of float32 that are quantized at once
 Floats = NDArray[np.float32]
 _PROJECTION = re.compile(r"(model\.layers\.\d+)\.(attn|mlp)\.(\w+)_proj\.(MatMul|Add)\.(\w+)")
@@ -58,7 +57,7 @@ def export_onnx(
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     model = graph_of(checkpoint.shape, quant)
-    (part / GRAPH_FILE).write_bytes(model.SerializeToString())
+    (part / GRAPH).write_bytes(model.SerializeToString())
     where = {name: first for name, (first, _) in places(model).items()}
     with (part / DATA_FILE).open("wb") as file:
         file.truncate(data_bytes(model))

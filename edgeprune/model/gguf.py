@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import llama_cpp
 import numpy as np
+from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 from numpy.typing import NDArray
 
 from edgeprune.errors import InputError
@@ -93,31 +94,94 @@ class GgufModel:
                              remedy="is there enough memory?")
         return context
 
-    def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
-        """Return the token ids of `text`; special tokens in it are read as plain text."""
+    @property
+    def begin(self) -> int | None:
+        """The token that begins a text, else the one that ends it; None when there is neither."""
+        tokens: tuple[int, int] = (llama_cpp.llama_vocab_bos(self._vocab),
+                                   llama_cpp.llama_vocab_eos(self._vocab))
+        return next((token for token in tokens if token >= 0), None)
+
+    def is_end(self, token: int) -> bool:
+        """Tell whether a reply ends with a token."""
+        return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
+
+    def tokenize(
+        self, text: str, *, add_special: bool = False, special: bool = False
+    ) -> list[int]:
+        """Return the token ids of `text`.
+
+        Args:
+            text: Any.
+            add_special: Put the token before it that begins a text, where the model wants one.
+            special: Names of special tokens in the text are such; else they are plain text.
+
+        Raises:
+            InputError: The model has no tokenizer.
+        """
+        if llama_cpp.llama_vocab_type(self._vocab) == llama_cpp.LLAMA_VOCAB_TYPE_NONE:
+            raise InputError("the model has no tokenizer, which a text needs",
+                             remedy="put tokenizer.json beside the weights and export it again")
         data = text.encode()
         buffer = (llama_cpp.llama_token * (len(data) + 2))()
         count = llama_cpp.llama_tokenize(
-            self._vocab, data, len(data), buffer, len(buffer), add_special, False
+            self._vocab, data, len(data), buffer, len(buffer), add_special, special
         )
         if count < 0:
             raise InputError("the model's tokenizer cannot read the text", got=text[:40])
         return list(buffer[:count])
 
-    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Return the logits after each token, `(n_tokens, n_vocab)`, from an empty context.
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens; special ones have none."""
+        ids = (llama_cpp.llama_token * len(tokens))(*tokens)
+        room = 16 * len(tokens) + 16
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            count = llama_cpp.llama_detokenize(
+                self._vocab, ids, len(tokens), buffer, room, False, False)
+            if count >= 0:
+                return buffer.raw[:count].decode("utf-8", "replace")
+            room = -count  # what it would have taken
+
+    def chat(self, message: str) -> list[int]:
+        """Return the tokens of a user's message, after which a reply comes.
+
+        They are as the model's chat template has them; where it has none, the message's own.
+        """
+        template = llama_cpp.llama_model_chat_template(self._model, None)
+        if not template:
+            return self.tokenize(message, add_special=True)
+        formatter = Jinja2ChatFormatter(
+            template.decode(), self._name(llama_cpp.llama_vocab_eos(self._vocab)),
+            self._name(llama_cpp.llama_vocab_bos(self._vocab)))
+        text = formatter(messages=[{"role": "user", "content": message}]).prompt
+        return self.tokenize(text, special=True)
+
+    def _name(self, token: int) -> str:
+        """Return the name of a special token; empty when there is none."""
+        if token < 0:
+            return ""
+        name: bytes = llama_cpp.llama_vocab_get_text(self._vocab, token)
+        return name.decode()
+
+    def logits(self, tokens: Sequence[int], *, past: int = 0) -> NDArray[np.float32]:
+        """Return the logits after each token, `(n_tokens, n_vocab)`.
+
+        Args:
+            tokens: They come after `past` tokens of what was evaluated before.
+            past: 0 begins with an empty context.
 
         Raises:
             InputError: More tokens than the context holds.
         """
-        if not 0 < len(tokens) <= self.n_ctx:
-            raise InputError(f"logits need 1 to {self.n_ctx} tokens", got=len(tokens))
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
+        if not 0 < past + len(tokens) <= self.n_ctx or not tokens:
+            raise InputError(f"logits need 1 to {self.n_ctx} tokens", got=past + len(tokens))
+        memory = llama_cpp.llama_get_memory(self._context)
+        llama_cpp.llama_memory_seq_rm(memory, 0, past, -1)
         batch = llama_cpp.llama_batch_init(len(tokens), 0, 1)
         try:
             batch.n_tokens = len(tokens)
             for i, token in enumerate(tokens):
-                batch.token[i], batch.pos[i], batch.logits[i] = token, i, 1
+                batch.token[i], batch.pos[i], batch.logits[i] = token, past + i, 1
                 batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
             if status := llama_cpp.llama_decode(self._context, batch):
                 raise InputError("llama.cpp cannot evaluate the tokens", got=f"status {status}")

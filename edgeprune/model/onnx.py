@@ -8,6 +8,7 @@ the nodes that pick that token let all of them through, and nothing else is chan
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,6 +22,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as refused
 
 from edgeprune.errors import InputError
 from edgeprune.model.gguf import GgufModel
+from edgeprune.model.onnx_formats import GRAPH
+from edgeprune.model.tokenizer import NAME
 
 # the builder's names for the nodes that pick it
 LAST_TOKEN = ("/lm_head/prune/Gather", "/lm_head/prune/Unsqueeze")
@@ -28,6 +31,7 @@ LAST_TOKEN = ("/lm_head/prune/Gather", "/lm_head/prune/Unsqueeze")
 _REFUSALS = (OSError, DecodeError, refused.Fail, refused.InvalidArgument, refused.InvalidGraph,
              refused.InvalidProtobuf, refused.NoSuchFile, refused.NotImplemented,
              refused.RuntimeException)
+PAST, PRESENT = "past_key_values.", "present."
 FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -53,34 +57,67 @@ class OnnxModel:
         options.log_severity_level = 3
         options.add_session_config_entry(FOLDER, str(path))
         try:
-            graph = onnx.load(path / "model.onnx", load_external_data=False)
+            graph = onnx.load(path / GRAPH, load_external_data=False)
             self._session = ort.InferenceSession(
                 _of_all_tokens(graph).SerializeToString(), options,
                 providers=["CPUExecutionProvider"])
         except _REFUSALS as error:
             raise InputError(f"onnxruntime cannot load {path}", got=str(error)[:200],
                              remedy="export it again") from error
-        self._tokenizer = path / "tokenizer.gguf"
+        self._path = path
         self.n_vocab = int(self._session.get_outputs()[0].shape[-1])
+        self._cache = {value.name: np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
+                       for value in self._session.get_inputs() if value.name.startswith(PAST)}
 
-    def tokenize(self, text: str) -> list[int]:
-        """Return the tokens of a text, without special ones."""
-        with GgufModel(self._tokenizer, vocab_only=True) as model:
-            return model.tokenize(text)
+    @cached_property
+    def _tokenizer(self) -> GgufModel:
+        file = self._path / NAME
+        if not file.is_file():
+            raise InputError(f"{self._path} has no tokenizer, which a text needs",
+                             remedy="put tokenizer.json beside the weights and export it again")
+        return GgufModel(file, vocab_only=True)
 
-    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Return the logits after each token, from an empty context, `(n_tokens, n_vocab)`."""
+    @property
+    def begin(self) -> int | None:
+        """The token that begins a text, as `GgufModel.begin`."""
+        return self._tokenizer.begin
+
+    def is_end(self, token: int) -> bool:
+        """Tell whether a reply ends with a token."""
+        return self._tokenizer.is_end(token)
+
+    def tokenize(self, text: str, *, special: bool = False) -> list[int]:
+        """Return the tokens of a text, as `GgufModel.tokenize` does."""
+        return self._tokenizer.tokenize(text, special=special)
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens; special ones have none."""
+        return self._tokenizer.detokenize(tokens)
+
+    def chat(self, message: str) -> list[int]:
+        """Return the tokens of a user's message, as `GgufModel.chat` does."""
+        return self._tokenizer.chat(message)
+
+    def logits(self, tokens: Sequence[int], *, past: int = 0) -> NDArray[np.float32]:
+        """Return the logits after each token, `(n_tokens, n_vocab)`.
+
+        Args:
+            tokens: They come after `past` tokens of what was evaluated before.
+            past: 0 begins with an empty context.
+        """
+        whole = past + len(tokens)
         feed: dict[str, NDArray[np.generic]] = {
             "input_ids": np.array([tokens], dtype=np.int64),
-            "attention_mask": np.ones((1, len(tokens)), dtype=np.int64),
-            "position_ids": np.arange(len(tokens), dtype=np.int64)[None]}
-        for value in self._session.get_inputs():
-            if value.name.startswith("past_key_values."):
-                feed[value.name] = np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
+            "attention_mask": np.ones((1, whole), dtype=np.int64),
+            "position_ids": np.arange(past, whole, dtype=np.int64)[None],
+            **{name: cache[:, :, :past] for name, cache in self._cache.items()}}
         wanted = {value.name for value in self._session.get_inputs()}
-        found: NDArray[np.float32] = self._session.run(
-            ["logits"], {name: array for name, array in feed.items() if name in wanted})[0][0]
-        return found
+        found, *caches = self._session.run(
+            ["logits", *(name.replace(PAST, PRESENT) for name in self._cache)],
+            {name: array for name, array in feed.items() if name in wanted})
+        self._cache = dict(zip(self._cache, caches, strict=True))
+        logits: NDArray[np.float32] = found[0]
+        return logits
 
     def __enter__(self) -> Self:
         return self
@@ -90,6 +127,8 @@ class OnnxModel:
         trace: TracebackType | None,
     ) -> None:
         del self._session
+        if "_tokenizer" in self.__dict__:
+            self._tokenizer.close()
 
 
 def _of_all_tokens(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from edgeprune.model.shape import LlamaShape
 
+GRAPH = "model.onnx"  # in the directory of an artifact
 BLOCK = 32
 ALIGNMENT = 64  # each tensor's place in the file is a multiple of this
 INT8, INT8_DYNAMIC, FLOAT = "onnx:int8", "onnx:int8-dynamic", "onnx:fp32"

@@ -12,6 +12,7 @@ Grammar (parts joined by commas; blanks and case do not matter):
     size < SIZE | PERCENT                         the artifact's file
     ppl_ratio < NUMBER                            perplexity, divided by the unpruned model's
     kl < NUMBER                                   mean KL divergence from it, nats per token
+    judge_loss < NUMBER %                         pairs that an LLM judge holds for lost, less won
     context >= NUMBER                             tokens that the context must hold
     TIME: ms, s, min    SIZE: B, KB, MB, GB, KiB, MiB, GiB
     PERCENT: of the unpruned model in the same number format, measured on the same target
@@ -50,7 +51,7 @@ _RATE: dict[str, float] = {"tokens/s": 1.0, "tok/s": 1.0, "t/s": 1.0}
 _SMALLEST, _LARGEST = 1e-9, 1e15  # of the numbers in a budget: what is far from both overflows
 _CONSTRAINT = re.compile(
     r"((?P<new>\d{1,9})\s*tokens?(\s*after\s*(?P<prompt>\d{1,9})(\s*tokens?)?)?"
-    r"|(?P<name>ttft|decode|ram|size|ppl_ratio|kl))"
+    r"|(?P<name>ttft|decode|ram|size|ppl_ratio|kl|judge_loss))"
     r"(\s*at\s*p\s*(?P<percentile>\d+(\.\d+)?))?"
     r"\s*(?P<sign><=?|>=?)\s*(?P<number>\d+(\.\d+)?|\.\d+)\s*(?P<unit>%|[a-z/]+)?"
 )
@@ -67,11 +68,12 @@ class Metric(StrEnum):
     SIZE = "file_bytes"
     PPL_RATIO = "ppl_ratio"
     KL = "kl"
+    JUDGE_LOSS = "judge_loss"
 
     @property
     def is_quality(self) -> bool:
         """True for what is about the model's quality, False for what is about a `Cost`."""
-        return self in {Metric.PPL_RATIO, Metric.KL}
+        return self in {Metric.PPL_RATIO, Metric.KL, Metric.JUDGE_LOSS}
 
     @property
     def label(self) -> str:
@@ -80,6 +82,7 @@ class Metric(StrEnum):
             Metric.LATENCY: "latency", Metric.TTFT: "time to first token",
             Metric.DECODE: "decode", Metric.RAM: "peak RAM", Metric.SIZE: "file size",
             Metric.PPL_RATIO: "perplexity ratio", Metric.KL: "KL divergence",
+            Metric.JUDGE_LOSS: "loss by the judge",
         }[self]
 
     def show(self, value: float) -> str:
@@ -88,6 +91,8 @@ class Metric(StrEnum):
             return f"{1e3 / value:.4g} tokens/s"
         if self in {Metric.RAM, Metric.SIZE}:
             return f"{value / 2**20:.4g} MiB"
+        if self is Metric.JUDGE_LOSS:
+            return f"{value:.1%}"
         if self.is_quality:
             return f"{value:.4g} {'times' if self is Metric.PPL_RATIO else 'nats per token'}"
         return f"{value / 1e3:.4g} s" if value >= 1e3 else f"{value:.4g} ms"
@@ -287,12 +292,18 @@ def _constraint(match: re.Match[str], part: str) -> Constraint:
         raise UsageError(f"a limit must be more than zero and at most {_LARGEST:g}", got=part,
                          remedy=EXAMPLE)
     limit = _limit(metric, float(match["number"]), match["unit"], part)
-    return Constraint(metric=metric, limit=limit, relative=match["unit"] == "%",
+    return Constraint(metric=metric, limit=limit,
+                      relative=match["unit"] == "%" and metric is not Metric.JUDGE_LOSS,
                       percentile=_percentile(metric, match["percentile"], part))
 
 
 def _limit(metric: Metric, number: float, unit: str | None, part: str) -> float:
     """Return the largest allowed value of a metric, or its share of the unpruned model's."""
+    if metric is Metric.JUDGE_LOSS:
+        if unit != "%" or number > 100:
+            raise UsageError(f"{metric.label} is a percentage of the prompts, at most 100 %",
+                             got=part, remedy="for example 'judge_loss < 7 %'")
+        return number / 100
     if metric.is_quality:
         if unit is not None:
             raise UsageError(f"{metric.label} is a number without a unit or a percentage", got=part,

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from edgeprune.data import shipped_text
+from edgeprune.data import shipped_text, text_of
 from edgeprune.errors import InputError, UsageError
 from edgeprune.model.gguf import GgufModel
 
@@ -72,14 +72,7 @@ def calibration_text(file: Path | None) -> str:
     Raises:
         InputError: The file cannot be read.
     """
-    if file is None:
-        return shipped_text("calibration")
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the calibration text cannot be read ({error})", got=str(file),
-                         remedy="give a text file in UTF-8, of what the model is used for"
-                         ) from error
+    return shipped_text("calibration") if file is None else text_of(file, "calibration text")
 
 
 class Calibration(NamedTuple):

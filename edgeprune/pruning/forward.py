@@ -43,12 +43,13 @@ def quick_dtype(checkpoint: Checkpoint) -> torch.dtype:
     (AVX512-BF16, AMX, ARM's BF16): on an EPYC of 2022 they take 0.45 of the time. Else float32.
     What is between the products, hidden states and sums over tokens, is float32 in any case.
     """
-    is_quick = compute_device().type == "cpu" and _multiplies_bfloat16()
+    is_quick = compute_device().type == "cpu" and multiplies_bfloat16()
     return torch.bfloat16 if is_quick and checkpoint.dtype.itemsize == 2 else torch.float32
 
 
 @cache
-def _multiplies_bfloat16() -> bool:
+def multiplies_bfloat16() -> bool:
+    """Tell whether this CPU has instructions that multiply bfloat16."""
     about = Path("/proc/cpuinfo")
     flags = about.read_text(encoding="utf-8").split() if about.is_file() else []
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)

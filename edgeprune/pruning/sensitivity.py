@@ -10,7 +10,6 @@ is read once for all. Of the model, one layer is needed in RAM (more are kept wh
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from edgeprune.model.cuts import Cuts
 from edgeprune.pruning import forward
 from edgeprune.pruning.forward import Loss, Output
 from edgeprune.pruning.narrowing import Narrowing
-from edgeprune.records import digest
+from edgeprune.records import Known, digest
 
 LAYER_CACHE_BYTES = 2 * 1024**3
 Notify = Callable[[str], None]
@@ -36,32 +35,20 @@ class Losses:
 
     def __init__(self, path: Path, key: str) -> None:
         """Read the losses that `path` holds for `key`, which names all that they depend on."""
-        self._path, self._key = path, key
-        self._known: dict[str, Loss] = {}
-        if path.is_file():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                self._learn(line)
-
-    def _learn(self, line: str) -> None:
-        try:
-            entry = json.loads(line)
-            self._known[str(entry["id"])] = Loss(float(entry["nats"]), float(entry["divergence"]))
-        except (ValueError, KeyError, TypeError):
-            return  # the line that a killed run was writing
+        self._known, self._key = Known(path), key
 
     def get(self, cuts: Cuts) -> Loss | None:
         """Return the known loss after `cuts`."""
-        return self._known.get(digest(self._key, cuts))
+        name = digest(self._key, cuts)
+        if name not in self._known:
+            return None
+        value = self._known[name]
+        return Loss(value["nats"], value["divergence"])
 
     def add(self, cuts: Cuts, loss: Loss) -> None:
         """Keep a loss, in memory and on disk."""
-        name = digest(self._key, cuts)
-        self._known[name] = loss
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a", encoding="utf-8") as file:
-            entry = {"id": name, **loss._asdict(), "cuts": cuts.model_dump(mode="json")}
-            # a line break first: the file may end in half a line
-            file.write(("\n" if file.tell() else "") + json.dumps(entry))
+        self._known.add(digest(self._key, cuts),
+                        {**loss._asdict(), "cuts": cuts.model_dump(mode="json")})
 
 
 class LossScorer:

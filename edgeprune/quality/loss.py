@@ -19,9 +19,9 @@ from edgeprune.errors import EdgePruneError, InputError, QualityError
 from edgeprune.export.artifact import artifact_name, export
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.onnx import OnnxModel
-from edgeprune.model.onnx_formats import FLOAT
+from edgeprune.model.onnx_formats import FLOAT, GRAPH
 from edgeprune.model.quantization import tensor_bytes
-from edgeprune.quality.perplexity import Quality, perplexity
+from edgeprune.quality.evaluate import Quality, perplexity
 
 MOST_LOSS = 0.03  # share of perplexity, beyond the float32 graph's
 ALLOW = "--allow-quality-loss deploys it all the same"
@@ -85,7 +85,7 @@ def check_parity(checkpoint: Checkpoint, artifact: Path) -> None:
     del model
     with OnnxModel(artifact) as opened:
         prompt = opened.logits(tokens)
-    engine = Engine({"path": str(artifact / "model.onnx"), "threads": 1, "n_prompt": PROBE,
+    engine = Engine({"path": str(artifact / GRAPH), "threads": 1, "n_prompt": PROBE,
                      "n_new": 1}, artifact)
     engine.evaluate(np.array([tokens[:-1]], dtype=np.int64))
     step = engine.evaluate(np.array([tokens[-1:]], dtype=np.int64))

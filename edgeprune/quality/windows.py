@@ -1,29 +1,72 @@
-"""What quality is measured on: windows of the evaluation text, and probabilities of tokens.
+"""What quality is measured on: windows of a text, and probabilities of tokens.
 
-In: an opened artifact. Out: the token ids of its windows, and log probabilities from its logits.
+In: an opened artifact, a text, how it is read. Out: windows of token ids, and log probabilities
+from the artifact's logits.
 
-The text is the shipped evaluation text (WikiText-2 validation, tokenized form; disjoint from the
-calibration text): 8 windows of 512 tokens from its beginning, no special tokens. A model sees each
-from an empty context and predicts every token after the window's first.
+A model sees each window from an empty context, without special tokens, and is judged by what it
+predicts of the window's last tokens. The standard reading is 8 windows of 512 tokens side by side,
+all but the first token of each predicted. With a stride of less than the context every judged
+token has a past of at least the difference: llama.cpp's perplexity tool reads so with
+`--ppl-stride STRIDE -c CONTEXT` (it adds half of the stride to the context: `-c 384 --ppl-stride
+256` is a context of 512 here).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from edgeprune.data import shipped_text
 from edgeprune.errors import InputError
 from edgeprune.model.gguf import GgufModel
+from edgeprune.records import Record
 
-WINDOWS, WINDOW_TOKENS = 8, 512
-Text = Literal["calibration", "evaluation"]
 _ROWS = 64  # positions in float64 at once: a vocabulary may have 128 thousand tokens
+
+
+class Reading(Record):
+    """How a text is read.
+
+    Attributes:
+        context: Tokens of a window.
+        stride: Tokens from the beginning of a window to that of the next.
+        windows: So many from the text's beginning; None reads all of it.
+    """
+
+    context: int = Field(default=512, ge=2)
+    stride: int = Field(default=512, ge=1)
+    windows: int | None = Field(default=8, ge=1)
+
+    @property
+    def scored(self) -> int:
+        """Tokens at a window's end that are judged: none twice, and never the first."""
+        return min(self.stride, self.context - 1)
+
+    def describe(self, count: int) -> str:
+        """Return in words how a text of `count` windows was read."""
+        step = "" if self.stride == self.context else f", stride {self.stride}"
+        return f"{count} windows of {self.context} tokens{step}"
+
+
+STANDARD = Reading()
+
+
+class Text(NamedTuple):
+    """A text and what it is called."""
+
+    name: str
+    content: str
+
+
+def evaluation_text() -> Text:
+    """Return the shipped text that quality is measured on."""
+    return Text("the shipped evaluation text", shipped_text("evaluation"))
 
 
 class Predictor(Protocol):
@@ -35,12 +78,34 @@ class Predictor(Protocol):
 
     n_vocab: int
 
-    def tokenize(self, text: str) -> list[int]:
-        """Return the tokens of a text, without special ones."""
+    @property
+    def begin(self) -> int | None:
+        """The token that begins a text, else the one that ends it; None when there is neither."""
         ...
 
-    def logits(self, tokens: list[int]) -> NDArray[np.float32]:
-        """Return the logits after each token, `(n_tokens, n_vocab)`."""
+    def is_end(self, token: int) -> bool:
+        """Tell whether a reply ends with a token."""
+        ...
+
+    def chat(self, message: str) -> list[int]:
+        """Return the tokens of a user's message, after which a reply comes."""
+        ...
+
+    def tokenize(self, text: str, *, special: bool = False) -> list[int]:
+        """Return the tokens of a text; names of special tokens in it are such when `special`."""
+        ...
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens; special ones have none."""
+        ...
+
+    def logits(self, tokens: Sequence[int], *, past: int = 0) -> NDArray[np.float32]:
+        """Return the logits after each token, `(n_tokens, n_vocab)`.
+
+        Args:
+            tokens: They come after `past` tokens of what was evaluated before.
+            past: 0 begins anew.
+        """
         ...
 
 
@@ -55,40 +120,56 @@ class Prediction(NamedTuple):
     following: list[int]
     log_probabilities: NDArray[np.float64]
 
+    @property
+    def nats(self) -> float:
+        """The negative log likelihood of what does come next, summed."""
+        rows = np.arange(len(self.following))
+        return -float(self.log_probabilities[rows, self.following].sum())
+
 
 @contextmanager
-def opened(path: Path, threads: int | None = None) -> Iterator[Predictor]:
-    """Open an artifact: a GGUF file, or the directory of an ONNX model."""
+def opened(
+    path: Path, threads: int | None = None, context: int = STANDARD.context
+) -> Iterator[Predictor]:
+    """Open an artifact: a GGUF file, or the directory of an ONNX model.
+
+    Args:
+        path: The artifact.
+        threads: CPU threads; all by default.
+        context: Most tokens that it sees at once.
+
+    Raises:
+        InputError: Its runtime refuses it.
+    """
     if path.is_dir():
         from edgeprune.model.onnx import OnnxModel  # noqa: PLC0415 - onnxruntime is not for GGUF
 
         with OnnxModel(path, threads=threads) as model:
             yield model
     else:
-        with GgufModel(path, n_ctx=WINDOW_TOKENS, threads=threads) as model:
+        with GgufModel(path, n_ctx=context, threads=threads) as model:
             yield model
 
 
-def text_windows(model: Predictor, text: Text = "evaluation") -> list[list[int]]:
-    """Return a shipped text as windows of the model's tokens, `(WINDOWS, WINDOW_TOKENS)`.
+def windows_of(tokens: Sequence[int], reading: Reading) -> list[list[int]]:
+    """Cut windows out of a text's tokens; what is too short for another one is left out. Pure.
 
     Raises:
-        InputError: The model's tokenizer makes too few tokens of the text.
+        InputError: There are too few tokens.
     """
-    tokens = model.tokenize(shipped_text(text))[: WINDOWS * WINDOW_TOKENS]
-    if len(tokens) < WINDOWS * WINDOW_TOKENS:
-        raise InputError(f"the {text} text must be at least {WINDOWS * WINDOW_TOKENS} tokens",
-                         got=len(tokens), remedy="is the model's tokenizer whole?")
-    return [tokens[i : i + WINDOW_TOKENS] for i in range(0, len(tokens), WINDOW_TOKENS)]
+    starts = range(0, len(tokens) - reading.context + 1, reading.stride)[: reading.windows]
+    if len(starts) < (reading.windows or 1):
+        wanted = reading.context + ((reading.windows or 1) - 1) * reading.stride
+        raise InputError(f"the text must be at least {wanted} tokens", got=len(tokens),
+                         remedy="give more text or fewer windows; is the model's tokenizer whole?")
+    return [list(tokens[start : start + reading.context]) for start in starts]
 
 
-def predictions(model: Predictor, window: list[int]) -> Iterator[Prediction]:
-    """Yield what a model predicts in a window, from an empty context, some positions at a time.
-
-    There are `len(window) - 1` in all: nothing is known of what follows the window.
-    """
-    logits, following = model.logits(window)[:-1], window[1:]
-    for start in range(0, len(logits), _ROWS):
+def predictions(model: Predictor, window: Sequence[int], scored: int) -> Iterator[Prediction]:
+    """Yield what a model predicts of a window's last `scored` tokens, some at a time."""
+    first = len(window) - scored
+    logits, following = model.logits(window)[first - 1 : -1], list(window[first:])
+    for start in range(0, scored, _ROWS):
         some = slice(start, start + _ROWS)
         yield Prediction(following[some], log_softmax(logits[some]))
 

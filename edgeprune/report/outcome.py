@@ -12,7 +12,9 @@ from edgeprune.device.probe import DeviceFacts
 from edgeprune.judging import Judgement
 from edgeprune.planning.budget import Budget
 from edgeprune.planning.greedy import Plan
+from edgeprune.quality.judge import Judged
 from edgeprune.records import Record, Verdict
+from edgeprune.recovery.recipe import Recovered
 
 
 class Figures(Record):
@@ -34,10 +36,26 @@ class Figures(Record):
     perplexity: float
 
 
+class Recovery(Record):
+    """What training brought back.
+
+    Attributes:
+        training: The training, and what it came to for the checkpoint.
+        perplexity: Of the artifact that was not trained.
+        share: Of the log-perplexity that the artifact had lost, how much came back; None when it
+            had lost none.
+    """
+
+    training: Recovered
+    perplexity: float
+    share: float | None
+
+
 class Outcome(Record):
     """The end of a run.
 
     Attributes:
+        source: Checkpoint directory of the unpruned model.
         quant: Number format of the artifact.
         reference: That of the unpruned model beside it.
         threads: CPU threads.
@@ -46,12 +64,15 @@ class Outcome(Record):
         rounds: Turns of plan, build, measure.
         requests: Measured requests in each measurement.
         system_info: The runtime's own line on the kernels that it used.
+        recovery: What training brought back; None when there was none.
+        judged: What an LLM judge holds of the artifact; None when none was asked.
         before: The unpruned model.
         after: The artifact.
         device_path: Where the artifact lies on the target; None on `local`.
     """
 
     model: str
+    source: Path
     target: str
     facts: DeviceFacts
     emulated: bool
@@ -66,6 +87,8 @@ class Outcome(Record):
     requests: int
     system_info: str
     plan: Plan
+    recovery: Recovery | None = None
+    judged: Judged | None = None
     before: Figures
     after: Figures
     directory: Path

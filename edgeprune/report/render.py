@@ -19,8 +19,10 @@ from edgeprune.planning.budget import DEFAULT_NEW, DEFAULT_PROMPT, Metric
 from edgeprune.planning.demand import Demand
 from edgeprune.planning.greedy import Plan
 from edgeprune.profiling.profile import Profile
+from edgeprune.quality.judge import Judged
 from edgeprune.records import Verdict, __version__
 from edgeprune.report.outcome import Outcome, figures_of
+from edgeprune.report.recovery import share_in_words
 
 _MIB = 2**20
 _LINES = (
@@ -228,13 +230,38 @@ def verdict_lines(outcome: Outcome) -> list[str]:
     turns = f"{outcome.rounds} round{'s' if outcome.rounds > 1 else ''}"
     lines = [f"budget '{outcome.budget.text}' {outcome.verdict}{emulated} after {turns}"]
     lines += [f"  {judgement_in_words(judgement)}" for judgement in outcome.judgements]
+    if outcome.recovery:
+        lines.append(f"  {recovery_in_words(outcome)}")
+    if outcome.judged:
+        lines.append(f"  {judged_in_words(outcome.judged)}")
     lines += [f"  disturbed: {what}" for what in outcome.disturbances]
     if outcome.disturbances:
         lines.append("  run again on a quiet machine; finished stages are kept, "
                      "disturbed measurements are taken again")
     elif outcome.verdict is Verdict.INCONCLUSIVE:
-        lines.append("  more --requests, or a quieter machine, would narrow the interval")
+        open_ = {j.metric for j in outcome.judgements if j.verdict is Verdict.INCONCLUSIVE}
+        lines.append("  more prompts would narrow the judge's interval" if open_ == {
+            Metric.JUDGE_LOSS} else
+            "  more --requests, or a quieter machine, would narrow the interval")
     return lines
+
+
+def recovery_in_words(outcome: Outcome) -> str:
+    """Return what training brought back of what the artifact had lost."""
+    found = outcome.recovery
+    assert found is not None  # noqa: S101 - for mypy
+    share = "" if found.share is None else f": {share_in_words(found.share)}"
+    return (f"recovery ({found.training.recipe.describe()}; {found.training.text}; "
+            f"{found.training.seconds / 60:.1f} min): perplexity {found.perplexity:.2f} -> "
+            f"{outcome.after.perplexity:.2f}, unpruned {outcome.before.perplexity:.2f}{share}")
+
+
+def judged_in_words(found: Judged) -> str:
+    """Return what a judge holds of the artifact, beside the unpruned model."""
+    nonsense = f", {found.invalid} answered with nonsense" if found.invalid else ""
+    return (f"judge {found.judge}: {found.wins} won, {found.ties} tied, {found.losses} lost"
+            f"{nonsense}; loss {found.loss.point:.1%} ({found.loss.low:.1%} to "
+            f"{found.loss.high:.1%} at 95 %)")
 
 
 def judgement_in_words(judgement: Judgement) -> str:

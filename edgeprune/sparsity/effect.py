@@ -19,7 +19,7 @@ from edgeprune.device.session import Device
 from edgeprune.export.gguf import export_gguf, interleave_rope_rows
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.layout import gguf_name
-from edgeprune.quality.perplexity import perplexity
+from edgeprune.quality.evaluate import perplexity
 from edgeprune.records import Record
 from edgeprune.sparsity.recipe import Recipe, sparse_matrices
 

@@ -59,6 +59,8 @@ def test_limits_are_in_the_units_of_a_cost(text: str, limits: dict[Metric, float
     ("ppl_ratio < 1", "more than 1"), ("ppl_ratio < 110%", "percentage"),
     ("kl < 10%", "percentage"), ("kl < 1 s", "without a unit"), ("kl > 0.1", "'<'"),
     ("kl < 0", "more than zero"), ("context >= 4096", "only a context"),
+    ("judge_loss < 0.07", "percentage"), ("judge_loss < 101 %", "at most 100 %"),
+    ("judge_loss > 7 %", "'<'"), ("judge_loss at p90 < 7 %", "no percentile"),
     ("context < 4096, ram < 1 GB", "'>='"), ("context >= 0, ram < 1 GB", "more than zero"),
     ("context >= 50%, ram < 1 GB", "context >= 50%"),
 ])
@@ -67,9 +69,16 @@ def test_what_cannot_be_read_is_refused_with_an_example(text: str, named: str) -
         parse_budget(text)
 
 
+def test_a_judges_loss_is_a_percentage_and_not_of_the_unpruned_model() -> None:
+    budget = parse_budget("judge_loss < 7 %, judge_loss < 12.5%")
+    assert budget.quality_limits == {Metric.JUDGE_LOSS: pytest.approx(0.07)}
+    assert not budget.is_relative
+    assert Metric.JUDGE_LOSS.show(0.0712) == "7.1%"
+
+
 WORDS = ["tokens", "after", "at", "p90", "p", "<", ">=", ">", "ttft", "decode", "ram", "size",
-         "kl", "ppl_ratio", "context", "%", "s", "GB", "tokens/s", ",", "0", "1", "1.5", "64",
-         "9" * 12]
+         "kl", "ppl_ratio", "judge_loss", "context", "%", "s", "GB", "tokens/s", ",", "0", "1",
+         "1.5", "64", "9" * 12]
 
 
 @given(st.text(max_size=60) | st.lists(st.sampled_from(WORDS), max_size=12).map(" ".join))

@@ -13,8 +13,8 @@ from edgeprune.export.onnx import export_onnx
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.onnx_formats import FLOAT, INT8
 from edgeprune.model.tokenizer import tokenizer_of
+from edgeprune.quality.evaluate import Quality
 from edgeprune.quality.loss import check_loss, check_parity, loss_of, perplexity_as
-from edgeprune.quality.perplexity import Quality
 
 
 def quality(perplexity: float) -> Quality:

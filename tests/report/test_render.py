@@ -60,8 +60,8 @@ def outcome(verdict: Verdict = Verdict.MET, **changes: Any) -> Outcome:
     after = measurement([[40.0, 45.0, 50.0]] * 3, memory=Memory(
         peak_bytes=900, anonymous_bytes=None, file_bytes=None, python_bytes=1))
     entries: dict[str, Any] = {
-        "model": "m", "target": "board", "facts": facts_of(PI5), "emulated": False,
-        "budget": parse_budget("3 tokens after 10 < 60 ms"), "quant": "Q4_K_M",
+        "model": "m", "source": Path("m"), "target": "board", "facts": facts_of(PI5),
+        "emulated": False, "budget": parse_budget("3 tokens after 10 < 60 ms"), "quant": "Q4_K_M",
         "reference": "Q4_K_M", "threads": 4, "verdict": verdict, "disturbances": (),
         "judgements": (judgement(verdict),), "rounds": 1, "requests": 3, "system_info": "NEON = 1",
         "plan": plan(STEP), "before": figures_of(before, 20.0), "after": figures_of(after, 25.0),

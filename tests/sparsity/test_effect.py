@@ -15,7 +15,7 @@ from edgeprune.model.checkpoint import Checkpoint, write_checkpoint
 from edgeprune.model.gguf import GgufModel
 from edgeprune.model.tensors import tensor_specs
 from edgeprune.model.tokenizer import tokenizer_of
-from edgeprune.quality.perplexity import perplexity
+from edgeprune.quality.evaluate import perplexity
 from edgeprune.sparsity.effect import Effect, Models, Speed, count_zeros, measure_effect
 from edgeprune.sparsity.recipe import read_recipe
 from edgeprune.sparsity.render import NOTE, effect_lines, effect_rows, speed_lines

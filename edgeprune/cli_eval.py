@@ -1,0 +1,68 @@
+"""The command `edgeprune eval`: parse, call, print."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import typer
+
+from edgeprune.console import AsJson, print_table, progress
+
+
+def evaluate(
+    artifact: Annotated[str, typer.Argument(metavar="ARTIFACT_OR_DIR", help=(
+        "A .gguf file, the directory of an ONNX model, a run directory, or a checkpoint, which is "
+        "judged in F16."))],
+    against: Annotated[str | None, typer.Option(help=(
+        "The unpruned model, of any of these kinds; a run directory knows its own."))] = None,
+    text: Annotated[Path | None, typer.Option(help=(
+        "A text file to predict; an excerpt of WikiText-2 when left out."))] = None,
+    context: Annotated[int, typer.Option(min=2, help="Tokens of a window.")] = 512,
+    stride: Annotated[int | None, typer.Option(min=1, help=(
+        "Tokens from the beginning of a window to that of the next, of which that many are judged; "
+        "the context when left out."))] = None,
+    windows: Annotated[int, typer.Option(min=0, help=(
+        "Windows that are read, from the text's beginning; 0 reads all of it."))] = 8,
+    tasks: Annotated[str | None, typer.Option(help=(
+        "Tasks joined by commas: .jsonl files (multiple choice or last words, no network needed), "
+        "lm-eval's .yaml files, or names that lm-eval knows."))] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Examples of each task at most.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Judge the quality of an artifact by the runtime that is deployed, on this machine.
+
+    Perplexity; with the unpruned model also the KL divergence from its predictions (mean, 99th
+    percentile) and how often both hold the same token for the likeliest; of a run directory, what
+    pruning and what quantization lost, apart.
+
+    Example: edgeprune eval runs/my-run
+
+    Another: edgeprune eval my-llama-Q4_K_M.gguf --against ./my-llama --tasks questions.jsonl
+    """
+    from edgeprune.data import text_of
+    from edgeprune.quality.evaluate import evaluate as judge
+    from edgeprune.quality.tasks import task_scores
+    from edgeprune.quality.windows import Reading, Text
+    from edgeprune.report.evaluation import HEADER, SCORES, quality_line, score_rows, step_rows
+    from edgeprune.subject import subject_of
+
+    reading = Reading(context=context, stride=stride or context, windows=windows or None)
+    read = None if text is None else Text(text.name, text_of(text, "text"))
+    with progress(quiet=as_json) as (_, notify), TemporaryDirectory() as scratch:
+        subject = subject_of(artifact, against, Path(scratch), notify=notify)
+        found = judge(subject.artifact, original=subject.original, pruned=subject.pruned,
+                      text=read, reading=reading, notify=notify)
+        scores = [] if tasks is None else task_scores(
+            subject.artifact, tasks.split(","), limit=limit, notify=notify)
+    if as_json:
+        print(json.dumps({**found.model_dump(mode="json"),
+                          "tasks": [score.model_dump() for score in scores]}, indent=2))
+        return
+    print(quality_line(found))
+    if rows := step_rows(found):
+        print_table("what was lost", HEADER, rows)
+    if scores:
+        print_table("tasks", SCORES, score_rows(scores))

@@ -1,0 +1,180 @@
+"""The end of a run: the artifact that holds the budget is trained, judged, and reported.
+
+In: the stages of a run and its rounds. Out: an `Outcome`, and the run directory's final records.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+from edgeprune.data import text_of
+from edgeprune.device.interval import Interval
+from edgeprune.device.measure import Comparison, Measurement
+from edgeprune.errors import QualityError, UsageError
+from edgeprune.judging import Judgement, judge, judge_quality, verdict
+from edgeprune.model.cuts import Cuts
+from edgeprune.model.onnx_formats import is_quantized_onnx
+from edgeprune.options import Options
+from edgeprune.planning.budget import Budget, Metric
+from edgeprune.planning.greedy import Plan
+from edgeprune.quality.evaluate import Quality
+from edgeprune.quality.judge import Pair, read_prompts
+from edgeprune.quality.judges import open_judge
+from edgeprune.records import Record, Verdict, file_digest, write_text
+from edgeprune.recovery.recipe import Training, check_installed, recipe_of, share_back
+from edgeprune.report.outcome import Outcome, Recovery, figures_of
+from edgeprune.report.recovery import recovery_lines
+from edgeprune.report.render import measured_in_words, report
+from edgeprune.rundir import OUTCOME
+from edgeprune.stages import Stages
+
+Say = Callable[[str], None]
+
+
+class Round(Record):
+    """One turn of plan, build and measure.
+
+    Attributes:
+        plan: What was cut.
+        measured: The artifact and, beside it, the unpruned model.
+        judgements: Of each constraint of cost.
+        verdict: What they come to.
+    """
+
+    plan: Plan
+    measured: Comparison
+    judgements: tuple[Judgement, ...]
+    verdict: Verdict
+
+
+def training_of(options: Options) -> Training | None:
+    """Read how the pruned model is to be trained.
+
+    Raises:
+        UsageError: No such way, or text without a way.
+        InputError: The text cannot be read.
+    """
+    if options.recover is None:
+        if options.recover_data is not None:
+            raise UsageError("there is text to train on, but no training was asked for",
+                             got=str(options.recover_data), remedy="add --recover distill")
+        return None
+    recipe, data = recipe_of(options.recover), options.recover_data
+    check_installed()
+    if data is not None:
+        text_of(data, "training text")
+    return Training(recipe=recipe, data=data, data_digest=file_digest(data) if data else None)
+
+
+def check_judge(options: Options, budget: Budget) -> None:
+    """Find out now, not hours later, that a judge is not there.
+
+    Raises:
+        UsageError: The budget names a judge's loss and there is no judge, or half of one.
+        InputError: The prompts cannot be read.
+        JudgeError: It cannot be asked.
+    """
+    if (options.judge is None) != (options.judge_prompts is None) or (
+        Metric.JUDGE_LOSS in budget.quality_limits and options.judge is None
+    ):
+        raise UsageError("a judge and its prompts go together, and judge_loss needs both",
+                         got=f"--judge {options.judge}, --judge-prompts {options.judge_prompts}",
+                         remedy="give --judge and --judge-prompts")
+    if options.judge is not None and options.judge_prompts is not None:
+        read_prompts(options.judge_prompts)
+        with open_judge(options.judge, options.judge_model) as llm:
+            llm.ask(Pair("One and one?", "Two.", "Eleven."))  # is it there?
+
+
+def train_and_finish(
+    stages: Stages, training: Training, baseline: Measurement, budget: Budget,
+    rounds: list[Round], options: Options, say: Say,
+) -> Outcome:
+    """Train what was found to hold the budget, and measure what came of it.
+
+    Speed and RAM do not depend on weights, so that plans are corrected before anything is trained.
+    """
+    last = rounds[-1]
+    cuts = last.plan.cuts
+    pruned = stages.quality_after(cuts)
+    stages.device.forget(stages.device.remote_name(stages.artifact))
+    stages = replace(stages, training=training)
+    stages.build(cuts)
+    if (found := stages.recovered(cuts)) is not None:
+        say("\n".join(recovery_lines(found)))
+    pair = stages.compare(
+        len(rounds) + 1, cuts, None if budget.is_relative else baseline,
+        lambda found: verdict(judge(budget, found), ()) is not Verdict.INCONCLUSIVE)
+    judgements = tuple(judge(budget, pair))
+    again = Round(plan=last.plan, measured=pair, judgements=judgements,
+                   verdict=verdict(judgements, pair.disturbances))
+    say(f"trained: {measured_in_words(pair.pruned)}: {again.verdict}")
+    return finish(stages, budget, [*rounds[:-1], again], options, pruned)
+
+
+def finish(
+    stages: Stages, budget: Budget, rounds: list[Round], options: Options,
+    untrained: Quality | None = None,
+) -> Outcome:
+    """Judge the quality; write the final records and the report.
+
+    Args:
+        stages: Of the run.
+        budget: What was demanded.
+        rounds: The last is that of the artifact.
+        options: What the user asked for.
+        untrained: Quality of the artifact before it was trained, when it was.
+    """
+    device, last = stages.device, rounds[-1]
+    unpruned, artifact = stages.export_baseline(), stages.build(last.plan.cuts)
+    if is_quantized_onnx(stages.quant) and not options.allow_quality_loss:
+        try:
+            stages.refuse_loss(last.plan.cuts)
+        except QualityError:
+            for file in (unpruned, artifact):
+                device.forget(device.remote_name(file))
+            raise
+    # on a remote target the artifact stays: it is what was asked for
+    device_path = None if device.target.is_local else device.put_model(artifact)
+    for file in (unpruned, *([artifact] if device.target.is_local else [])):
+        device.forget(device.remote_name(file))
+    before = stages.quality_before().perplexity
+    after = stages.quality_after(last.plan.cuts).perplexity
+    quality: dict[Metric, float | Interval] = {Metric.PPL_RATIO: after / before}
+    if Metric.KL in budget.quality_limits:
+        quality[Metric.KL] = stages.divergence(last.plan.cuts)
+    judged = None
+    if options.judge is not None and options.judge_prompts is not None:
+        with open_judge(options.judge, options.judge_model, notify=device.notify) as llm:
+            judged = stages.judged(last.plan.cuts, llm, read_prompts(options.judge_prompts))
+        quality[Metric.JUDGE_LOSS] = judged.loss
+    judgements = (*last.judgements, *judge_quality(budget, quality))
+    baseline, pruned = last.measured.baseline, last.measured.pruned
+    result = Outcome(
+        model=stages.name, source=stages.checkpoint.path.resolve(), target=device.target.name,
+        facts=device.facts, emulated=device.facts.emulated, budget=budget, quant=stages.quant,
+        reference=stages.reference, threads=device.threads,
+        verdict=verdict(judgements, last.measured.disturbances),
+        disturbances=last.measured.disturbances, judgements=judgements, rounds=len(rounds),
+        requests=pruned.workload.requests, system_info=pruned.system_info, plan=last.plan,
+        recovery=_recovery(stages, last.plan.cuts, before, untrained, after), judged=judged,
+        before=figures_of(baseline, before), after=figures_of(pruned, after),
+        directory=stages.run.path, artifact=artifact, device_path=device_path,
+    )
+    last.plan.write(stages.run.path / "plan.json")
+    pruned.write(stages.run.path / "bench.json")
+    result.write(stages.run.path / OUTCOME)
+    write_text(stages.run.path / "report.md", report(result))
+    return result
+
+
+def _recovery(
+    stages: Stages, cuts: Cuts, unpruned: float, untrained: Quality | None, trained: float
+) -> Recovery | None:
+    found = stages.recovered(cuts)
+    if found is None or untrained is None:
+        return None
+    return Recovery(training=found, perplexity=untrained.perplexity, share=share_back(
+        *(math.log(perplexity) for perplexity in (unpruned, untrained.perplexity, trained))))

@@ -1,0 +1,242 @@
+"""Quality of an artifact, by the runtime that is deployed, on this machine.
+
+In: a GGUF file or the directory of an ONNX model, and those that it came from. Out: perplexity, and
+how far its predictions are from the unpruned model's; what pruning lost and what quantization lost
+told apart.
+
+Perplexity asks how well a text is predicted, and a model may lose on some tokens what it wins on
+others; the KL divergence asks at each position how much of the other's prediction is lost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeprune.errors import InputError
+from edgeprune.quality.windows import (
+    STANDARD,
+    Prediction,
+    Predictor,
+    Reading,
+    Text,
+    evaluation_text,
+    opened,
+    predictions,
+    windows_of,
+)
+from edgeprune.records import Record
+
+
+class Quality(Record):
+    """Perplexity of an artifact, and how many tokens it was taken over."""
+
+    perplexity: float
+    n_tokens: int
+
+
+class Divergence(Record):
+    """How far a model's predictions are from those of another.
+
+    Attributes:
+        kl_mean: Mean over the positions of KL(other || model), nats per token.
+        kl_p99: Its 99th percentile, linear between positions.
+        top1_agreement: Share of positions where both hold the same token for the most likely.
+        n_tokens: Positions.
+    """
+
+    kl_mean: float
+    kl_p99: float
+    top1_agreement: float
+    n_tokens: int
+
+
+class Step(Record):
+    """What one step on the way from the unpruned model to the artifact cost.
+
+    Attributes:
+        before: Perplexity of what went in.
+        after: Of what came out.
+        divergence: Of what came out from what went in.
+    """
+
+    before: float
+    after: float
+    divergence: Divergence
+
+    @property
+    def ratio(self) -> float:
+        """By what perplexity was multiplied."""
+        return self.after / self.before
+
+
+class Evaluation(Record):
+    """Quality of an artifact. The ratios of pruning and of quantization make that of all.
+
+    Attributes:
+        artifact: What was judged.
+        text: The text's name.
+        reading: How it was read.
+        n_windows: So many.
+        quality: Perplexity.
+        total: From the unpruned model; None when it is not known.
+        pruning: From the unpruned to the pruned model, both in F16; None likewise.
+        quantization: From the pruned model in F16 to the artifact; None likewise.
+    """
+
+    artifact: str
+    text: str
+    reading: Reading
+    n_windows: int
+    quality: Quality
+    total: Step | None = None
+    pruning: Step | None = None
+    quantization: Step | None = None
+
+
+def perplexity(
+    artifact: Path, *, text: Text | None = None, reading: Reading = STANDARD,
+    threads: int | None = None, notify: Callable[[str], None] = lambda _: None,
+) -> Quality:
+    """Return the perplexity of an artifact.
+
+    The exponential of the mean negative log likelihood of each next token (Jelinek et al., 1977).
+
+    Args:
+        artifact: A GGUF file or the directory of an ONNX model.
+        text: What is predicted; the shipped evaluation text when None.
+        reading: How it is read.
+        threads: CPU threads; all by default.
+        notify: Told what is being done just now.
+
+    Raises:
+        InputError: The runtime refuses the file, or the text is too short.
+    """
+    total, count = 0.0, 0
+    with opened(artifact, threads, reading.context) as model:
+        for window in _windows(model, text or evaluation_text(), reading,
+                               f"perplexity of {artifact.name}", notify):
+            for found in predictions(model, window, reading.scored):
+                total += found.nats
+                count += len(found.following)
+    return Quality(perplexity=math.exp(total / count), n_tokens=count)
+
+
+def divergence(
+    artifact: Path, reference: Path, *, text: Text | None = None, reading: Reading = STANDARD,
+    threads: int | None = None, notify: Callable[[str], None] = lambda _: None,
+) -> Divergence:
+    """Return how far an artifact's predictions are from those of another; as `evaluate`."""
+    found = evaluate(artifact, original=reference, text=text, reading=reading, threads=threads,
+                     notify=notify)
+    assert found.total is not None  # noqa: S101 - for mypy: an original was given
+    return found.total.divergence
+
+
+def evaluate(
+    artifact: Path, *, original: Path | None = None, pruned: Path | None = None,
+    text: Text | None = None, reading: Reading = STANDARD, threads: int | None = None,
+    notify: Callable[[str], None] = lambda _: None,
+) -> Evaluation:
+    """Judge an artifact, and hold it against what it came from.
+
+    Args:
+        artifact: A GGUF file or the directory of an ONNX model.
+        original: The unpruned model, an artifact of the same tokenizer.
+        pruned: The pruned model, not quantized, likewise; only with an original.
+        text: What is predicted; the shipped evaluation text when None.
+        reading: How it is read.
+        threads: CPU threads; all by default.
+        notify: Told what is being done just now.
+
+    Raises:
+        InputError: A runtime refuses a file, the text is too short, or the models have different
+            vocabularies.
+    """
+    text = text or evaluation_text()
+    paths = [path for path in (original, pruned, artifact) if path is not None]
+    nats = [0.0 for _ in paths]
+    pairs = {(a, b): _Pair() for b in range(len(paths)) for a in range(b)}
+    count = n_windows = 0
+    with ExitStack() as stack:
+        models = [stack.enter_context(opened(path, threads, reading.context)) for path in paths]
+        _check_vocabularies(models, paths)
+        for window in _windows(models[-1], text, reading, f"judging {artifact.name}", notify):
+            n_windows += 1
+            for found in zip(*(predictions(model, window, reading.scored) for model in models),
+                             strict=True):
+                for i, prediction in enumerate(found):
+                    nats[i] += prediction.nats
+                for (a, b), pair in pairs.items():
+                    pair.add(found[a], found[b])
+                count += len(found[0].following)
+    perplexities = [math.exp(total / count) for total in nats]
+
+    def step(a: int, b: int) -> Step:
+        return Step(before=perplexities[a], after=perplexities[b],
+                    divergence=pairs[a, b].divergence())
+
+    last, whole = len(paths) - 1, original is not None
+    parts = whole and pruned is not None
+    return Evaluation(
+        artifact=artifact.name, text=text.name, reading=reading, n_windows=n_windows,
+        quality=Quality(perplexity=perplexities[-1], n_tokens=count),
+        total=step(0, last) if whole else None, pruning=step(0, 1) if parts else None,
+        quantization=step(1, 2) if parts else None)
+
+
+class _Pair:
+    """What two models' predictions have come to so far."""
+
+    def __init__(self) -> None:
+        self._divergences = list[NDArray[np.float64]]()
+        self._agreements = list[NDArray[np.bool_]]()
+
+    def add(self, before: Prediction, after: Prediction) -> None:
+        p, q = before.log_probabilities, after.log_probabilities
+        self._divergences.append(kl_divergence(p, q))
+        self._agreements.append(p.argmax(axis=1) == q.argmax(axis=1))
+
+    def divergence(self) -> Divergence:
+        per_token = np.concatenate(self._divergences)
+        return Divergence(
+            kl_mean=float(per_token.mean()), kl_p99=float(np.percentile(per_token, 99)),
+            top1_agreement=float(np.concatenate(self._agreements).mean()),
+            n_tokens=len(per_token))
+
+
+def kl_divergence(
+    log_p: NDArray[np.float64], log_q: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return KL(p || q) of each row in nats, `(n_rows,)`, from log probabilities.
+
+    The sum of p (log p - log q) (Kullback and Leibler, 1951). It is never negative; what rounding
+    leaves below zero is made zero.
+    """
+    found: NDArray[np.float64] = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
+    return np.maximum(found, 0.0)
+
+
+def _windows(
+    model: Predictor, text: Text, reading: Reading, doing: str, notify: Callable[[str], None]
+) -> Iterator[list[int]]:
+    """Yield the windows of a text, telling which is being looked at."""
+    tokens = model.tokenize(text.content)
+    found = windows_of(tokens, reading)
+    for i, window in enumerate(found):
+        notify(f"{doing}: window {i + 1} of {len(found)}")
+        yield window
+
+
+def _check_vocabularies(models: Sequence[Predictor], paths: Sequence[Path]) -> None:
+    for model, path in zip(models[:-1], paths[:-1], strict=True):
+        if model.n_vocab != models[-1].n_vocab:
+            raise InputError(
+                f"{paths[-1].name} and {path.name} have different vocabularies",
+                got=f"{models[-1].n_vocab} and {model.n_vocab} tokens",
+                remedy="compare a model with the one that it was pruned from")

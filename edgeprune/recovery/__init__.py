@@ -1,0 +1,1 @@
+"""Training after pruning: what was lost comes back."""

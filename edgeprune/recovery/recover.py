@@ -1,0 +1,174 @@
+"""Recovery: a pruned checkpoint in, the same shape out, trained.
+
+In: the directory of a pruned model, the unpruned one, a recipe, the user's text. Out: a stock
+Llama checkpoint in the precision of the pruned one, and what it came to on text not trained on.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import psutil
+import torch
+from peft import PeftModel
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
+
+from edgeprune.errors import InputError, UsageError
+from edgeprune.model.checkpoint import Checkpoint, write_checkpoint
+from edgeprune.model.shape import LlamaShape
+from edgeprune.model.tensors import tensor_specs
+from edgeprune.records import digest, file_digest
+from edgeprune.recovery.held_out import cross_entropy, n_predicted
+from edgeprune.recovery.recipe import Method, Pruned, Recipe, Recovered
+from edgeprune.recovery.texts import read_examples
+from edgeprune.recovery.trainer import Models, Teacher, Trained, quiet, train
+
+MERGED = "merged"
+
+
+def recover(
+    pruned: Pruned,
+    destination: Path,
+    recipe: Recipe,
+    *,
+    data: Path | None,
+    work: Path,
+    checkpointing: bool | None = None,
+    notify: Callable[[str], None] = lambda _: None,
+) -> Recovered | None:
+    """Train a pruned model.
+
+    Args:
+        pruned: The model.
+        destination: The checkpoint directory to write; what is there is replaced at the end.
+        recipe: How it is trained.
+        data: The user's text; the shipped texts when None.
+        work: Where a training that is killed is gone on with; deleted at the end.
+        checkpointing: Compute activations again instead of holding them; None does so when they
+            would take more than half of the RAM that is free.
+        notify: Told what is being done just now.
+
+    Returns:
+        What it came to; None in a process that is not the first of several.
+
+    Raises:
+        InputError: A model or the text cannot be read, or they do not fit each other.
+        UsageError: The recipe does not fit the models or the number of processes.
+    """
+    quiet()
+    student = Checkpoint(pruned.path)
+    original = None if pruned.original is None else Checkpoint(pruned.original)
+    teacher = _teacher(recipe, student, original, pruned.layers)
+    tokenizer = _tokenizer(pruned.path)
+    examples = read_examples(data, tokenizer, recipe.n_tokens)
+    notify("hashing the weights")
+    key = digest(recipe, student.digest(), original.digest() if original else None,
+                 digest(examples.train) if data is None else file_digest(data))
+    notify("loading the models")
+    if checkpointing is None:
+        checkpointing = _activation_bytes(student.shape, recipe) > _room_bytes() / 2
+    trained = train(Models(pruned.path, teacher, tokenizer), examples, recipe, work, key=key,
+                    checkpointing=checkpointing, notify=notify)
+    if not trained.is_main:
+        return None
+    notify("writing the trained model")
+    _write(student, trained, recipe, work, destination)
+    losses = []
+    for name, checkpoint in (("unpruned", original), ("pruned", student),
+                             ("trained", Checkpoint(destination))):
+        notify(f"judging the {name} model on text not trained on")
+        losses.append(None if checkpoint is None else cross_entropy(checkpoint, trained.held_out))
+    shutil.rmtree(work)
+    unpruned, before, after = losses
+    assert before is not None and after is not None  # noqa: S101, PT018 - for mypy
+    return Recovered(
+        recipe=recipe, text=examples.name, n_examples=trained.n_examples,
+        processes=trained.processes, seconds=trained.seconds, began_at=trained.began_at,
+        losses=trained.losses,
+        n_held_out=n_predicted(trained.held_out), original=unpruned, pruned=before,
+        recovered=after)
+
+
+def _teacher(
+    recipe: Recipe, student: Checkpoint, original: Checkpoint | None, layers: Sequence[int] | None
+) -> Teacher | None:
+    """Return who is learnt from.
+
+    Raises:
+        UsageError: Nobody is there, or hidden states cannot be compared.
+        InputError: The models have different vocabularies.
+    """
+    if recipe.method is not Method.DISTILL:
+        return None
+    if original is None:
+        raise UsageError("distillation learns from the unpruned model, which is not known",
+                         got=str(student.path), remedy="name it with --original, or take "
+                         "--method sft")
+    ours, theirs = student.shape, original.shape
+    if ours.vocab_size != theirs.vocab_size:
+        raise InputError(f"{student.path} and {original.path} have different vocabularies",
+                         got=f"{ours.vocab_size} and {theirs.vocab_size} tokens",
+                         remedy="name the model that it was pruned from")
+    if layers is None and ours.num_hidden_layers == theirs.num_hidden_layers:
+        layers = range(theirs.num_hidden_layers)
+    if recipe.hidden_weight and (layers is None or ours.hidden_size != theirs.hidden_size):
+        raise UsageError(
+            "hidden states cannot be compared", got=f"{ours.describe()}, of {theirs.describe()}",
+            remedy="it takes one hidden size, and all layers or a run directory that tells which "
+            "stayed; leave --hidden out")
+    return Teacher(original.path, layers or ())
+
+
+def _tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    if not (directory / "tokenizer.json").is_file():
+        raise InputError("training needs the model's tokenizer.json", got=str(directory),
+                         remedy="copy it from the unpruned model")
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        directory, local_files_only=True)
+    if tokenizer.pad_token is None and tokenizer.eos_token is None:
+        raise InputError("the model's tokenizer names neither a padding nor an end token",
+                         got=str(directory), remedy="complete its tokenizer_config.json")
+    return tokenizer
+
+
+def _activation_bytes(shape: LlamaShape, recipe: Recipe) -> float:
+    """Estimate what the backward pass needs held of a micro-batch, float32.
+
+    Of a token and a layer: eight vectors of hidden states, five of the FFN, queries, keys, values;
+    of a token: five rows of the vocabulary.
+    """
+    heads = shape.num_attention_heads + 2 * shape.num_key_value_heads
+    layer = 8 * shape.hidden_size + 5 * shape.intermediate_size + 3 * heads * shape.head_dim
+    token = shape.num_hidden_layers * layer + 5 * shape.vocab_size
+    return 4.0 * token * recipe.micro_batch * recipe.n_tokens
+
+
+def _room_bytes() -> float:
+    if torch.cuda.is_available():
+        return float(torch.cuda.mem_get_info()[0])
+    return float(psutil.virtual_memory().available)
+
+
+def _write(
+    student: Checkpoint, trained: Trained, recipe: Recipe, work: Path, destination: Path
+) -> None:
+    """Write the trained weights as the pruned model's were: config, precision, companions."""
+    directory = trained.directory
+    if recipe.rank:
+        model = LlamaForCausalLM.from_pretrained(student.path, dtype=torch.float32)
+        merged = PeftModel.from_pretrained(model, str(directory)).merge_and_unload()
+        directory = work / MERGED
+        merged.save_pretrained(directory)
+    found = Checkpoint(directory)
+
+    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
+        for spec in tensor_specs(student.shape):
+            yield spec.name, found.tensor(spec.name).to(student.tensor(spec.name).dtype)
+
+    part = destination.with_name(destination.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    write_checkpoint(part, student.config, tensors(), companions=student.path)
+    shutil.rmtree(destination, ignore_errors=True)
+    part.rename(destination)

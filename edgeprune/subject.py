@@ -1,0 +1,131 @@
+"""What the user named: artifacts that are judged, models that are trained.
+
+In: a GGUF file, the directory of an ONNX model or of a checkpoint, `smollm2`, or a run directory;
+and what it is held against. Out: artifacts. Checkpoints become F16 files in a scratch directory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from edgeprune.errors import InputError
+from edgeprune.export.artifact import artifact_name, export
+from edgeprune.model.checkpoint import Checkpoint
+from edgeprune.model.cuts import kept_layers
+from edgeprune.model.onnx_formats import GRAPH
+from edgeprune.model.source import GGUF_MAGIC, resolve_model
+from edgeprune.model.tokenizer import NAME, tokenizer_of
+from edgeprune.recovery.recipe import Pruned
+from edgeprune.report.outcome import Outcome
+from edgeprune.rundir import MODEL, OUTCOME, RECOVERED, REQUEST
+
+EXACT = "F16"
+
+
+class Subject(NamedTuple):
+    """Artifacts of one tokenizer.
+
+    Attributes:
+        artifact: What is judged.
+        original: The unpruned model; None when it is not known.
+        pruned: The pruned model before it was quantized; None when it is not known.
+    """
+
+    artifact: Path
+    original: Path | None = None
+    pruned: Path | None = None
+
+
+def subject_of(
+    reference: str, against: str | None, scratch: Path,
+    *, notify: Callable[[str], None] = lambda _: None,
+) -> Subject:
+    """Find or make what is judged.
+
+    Args:
+        reference: What the user named.
+        against: The unpruned model; a run directory knows its own.
+        scratch: An existing directory for F16 files of checkpoints.
+        notify: Told what is being done just now.
+
+    Raises:
+        InputError: Nothing is there that could be judged.
+    """
+    path = Path(reference).expanduser()
+    if not (path / REQUEST).is_file():
+        return Subject(artifact_of(reference, scratch / "judged", notify=notify),
+                       _maybe(against, scratch, notify))
+    outcome = outcome_of(path)
+    return Subject(path / outcome.artifact.relative_to(outcome.directory),
+                   _maybe(against or str(outcome.source), scratch, notify),
+                   artifact_of(str(path / (RECOVERED if outcome.recovery else MODEL)),
+                               scratch / "pruned", notify=notify))
+
+
+def pruned_of(
+    directory: Path, original: str | None, *, notify: Callable[[str], None] = lambda _: None
+) -> tuple[Pruned, Path]:
+    """Find a pruned model that is to be trained, and say where the trained one goes.
+
+    Args:
+        directory: A run directory, or a checkpoint.
+        original: The unpruned model; a run directory knows its own.
+        notify: Told what is being done just now.
+
+    Raises:
+        InputError: Nothing of the kind is there.
+    """
+    source = None if original is None else resolve_model(original, notify=notify)[1]
+    if not (directory / REQUEST).is_file():
+        return Pruned(directory, source), directory.with_name(f"{directory.name}-recovered")
+    outcome = outcome_of(directory)
+    kept = kept_layers(outcome.plan.base, outcome.plan.cuts)
+    return (Pruned(directory / MODEL, source or outcome.source, kept),
+            directory / "model-recovered")
+
+
+def outcome_of(run: Path) -> Outcome:
+    """Return what a run has come to.
+
+    Raises:
+        InputError: It has not come to its end.
+    """
+    if not (run / OUTCOME).is_file():
+        raise InputError("the run has not come to its end", got=str(run),
+                         remedy="run it again: finished stages are kept")
+    return Outcome.read(run / OUTCOME)
+
+
+def artifact_of(
+    reference: str, scratch: Path, *, notify: Callable[[str], None] = lambda _: None
+) -> Path:
+    """Return the artifact that the user named, or a checkpoint as an F16 file in `scratch`.
+
+    Raises:
+        InputError: Nothing of the kind is there.
+    """
+    path = Path(reference).expanduser()
+    if (path / GRAPH).is_file() or _is_gguf(path):
+        return path
+    name, directory = resolve_model(reference, notify=notify)
+    scratch.mkdir(parents=True, exist_ok=True)
+    made = scratch / artifact_name(name, EXACT)
+    notify(f"writing {name} as {EXACT}")
+    export(Checkpoint(directory), tokenizer_of(directory, scratch / NAME), made, quant=EXACT,
+           name=name)
+    return made
+
+
+def _maybe(
+    against: str | None, scratch: Path, notify: Callable[[str], None]
+) -> Path | None:
+    return None if against is None else artifact_of(against, scratch / "against", notify=notify)
+
+
+def _is_gguf(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == GGUF_MAGIC

@@ -1,0 +1,98 @@
+"""Examples from the user's files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from edgeprune.errors import InputError
+from edgeprune.recovery.texts import MOST_HELD_OUT, read_examples, read_lines
+
+CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(small: Path) -> Any:
+    """Give the tokenizer of `small`."""
+    return AutoTokenizer.from_pretrained(small)
+
+
+def write(path: Path, *lines: object) -> Path:
+    """Write JSON lines."""
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def test_running_text_is_cut_and_nothing_is_both_learnt_and_held_out(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    text = " ".join(f"word{i} is {i * i}." for i in range(2000))
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    name, train, held_out = read_examples(tmp_path / "a.txt", tokenizer, 64)
+    tokens = tokenizer.encode(text)
+    learnt = [token for example in train + held_out for token in example["input_ids"]]
+    assert name == "a.txt"
+    assert learnt == tokens[: len(learnt)]
+    assert len(tokens) - len(learnt) < 64
+    assert 0 < len(held_out) <= MOST_HELD_OUT < len(train)
+    assert all(example["labels"] == example["input_ids"] for example in train)
+
+
+def test_without_a_file_the_shipped_texts_are_taken(tokenizer: Any) -> None:
+    found = read_examples(None, tokenizer, 128)
+    assert "shipped training text" in found.name
+    assert len(found.held_out) == MOST_HELD_OUT
+    assert not ({tuple(e["input_ids"]) for e in found.train}
+                & {tuple(e["input_ids"]) for e in found.held_out})
+
+
+@pytest.mark.parametrize("example", [
+    {"text": "Some text."}, {"prompt": "2 + 2 =", "completion": " 4"},
+    {"prompt": CHAT["messages"][:1], "completion": CHAT["messages"][1:]}])
+def test_lines_of_every_form_are_read(
+    tokenizer: Any, tmp_path: Path, example: dict[str, Any]
+) -> None:
+    file = write(tmp_path / "a.jsonl", *({**example, "id": i} for i in range(40)))
+    _, train, held_out = read_examples(file, tokenizer, 64)
+    assert (len(train), len(held_out)) == (38, 2)
+    assert all(one == example for one in train)
+
+
+@pytest.mark.parametrize(("lines", "what"), [
+    (["{"], "line 1: not JSON"), (['{"text": 3}'], "line 1: of no known form"),
+    (['{"messages": []}'], "of no known form"), (['{"messages": [{"role": "user"}]}'], "no known"),
+    (["[1]"], "of no known form"), (["", " "], "no examples"),
+    (['{"text": "a"}', "", '{"prompt": "a", "completion": "b"}'], "line 3: of another form")])
+def test_other_lines_are_refused_with_their_number(lines: list[str], what: str) -> None:
+    with pytest.raises(InputError, match=what):
+        read_lines("\n".join(lines), Path("a.jsonl"))
+
+
+def test_too_little_is_refused(tokenizer: Any, tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", {"text": "one"})
+    with pytest.raises(InputError, match="got '1 examples in"):
+        read_examples(file, tokenizer, 64)
+    (tmp_path / "a.txt").write_text("few words", encoding="utf-8")
+    with pytest.raises(InputError, match="128 tokens of text"):
+        read_examples(tmp_path / "a.txt", tokenizer, 64)
+    with pytest.raises(InputError, match="training text cannot be read"):
+        read_examples(tmp_path / "no.txt", tokenizer, 64)
+
+
+def test_messages_need_a_chat_template(tokenizer: Any, tmp_path: Path) -> None:
+    assert not tokenizer.chat_template
+    with pytest.raises(InputError, match="no chat template"):
+        read_examples(write(tmp_path / "a.jsonl", CHAT, CHAT), tokenizer, 64)
+
+
+@given(st.text())
+def test_any_text_is_read_or_refused(content: str) -> None:
+    with contextlib.suppress(InputError):
+        assert read_lines(content, Path("a.jsonl"))
