@@ -145,8 +145,10 @@ def train(
     trainer.save_model(str(work / "trained"))
     losses = tuple(float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry)
     held_out = [(row["input_ids"], row["labels"]) for row in trainer.eval_dataset]
-    return Trained(work / "trained", losses, seconds, _step(newest) if newest else 0, len(trainer.train_dataset), held_out,
-                   arguments.world_size, trainer.is_world_process_zero())
+    return Trained(
+        directory=work / "trained", losses=losses, seconds=seconds,
+        began_at=_step(newest) if newest else 0, n_examples=len(trainer.train_dataset),
+        held_out=held_out, processes=arguments.world_size, is_main=trainer.is_world_process_zero())
 
 
 def _arguments(recipe: Recipe, directory: Path, *, checkpointing: bool) -> SFTConfig:

@@ -16,8 +16,8 @@ from tests.report.test_render import outcome
 def trained(**changes: object) -> Recovered:
     """Return what a training came to."""
     entries = {"recipe": RECIPES["distill-lora"], "text": "chats.jsonl", "n_examples": 9,
-               "processes": 1, "seconds": 90.0, "began_at": 0, "losses": (2.0, 1.0), "n_held_out": 100,
-               "original": 3.0, "pruned": 3.4, "recovered": 3.1}
+               "processes": 1, "seconds": 90.0, "began_at": 0, "losses": (2.0, 1.0),
+               "n_held_out": 100, "original": 3.0, "pruned": 3.4, "recovered": 3.1}
     return Recovered.model_validate({**entries, **changes})
 
 
