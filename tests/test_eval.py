@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import Cli
 from tests.test_cli import assert_one_line
+from tests.tiny import make_tiny
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +54,11 @@ def test_a_checkpoint_is_judged_too(cli: Cli, small: Path) -> None:
 
 
 def test_what_cannot_be_judged_exits_with_one_line(
-    cli: Cli, artifact: Path, tiny: Path, tmp_path: Path
+    cli: Cli, artifact: Path, tmp_path: Path
 ) -> None:
+    make_tiny(tmp_path / "tiny")
     assert_one_line(cli("eval", "nothing.gguf"), 6, "nothing.gguf")
-    assert_one_line(cli("eval", str(tiny)), 6, "no tokenizer")
+    assert_one_line(cli("eval", "tiny"), 6, "no tokenizer")
     assert_one_line(cli("eval", str(artifact), "--text", "no.txt"), 6, "no.txt")
     assert_one_line(cli("eval", str(artifact), "--tasks", "no.jsonl"), 6, "no.jsonl")
     (tmp_path / "unfinished").mkdir()

@@ -69,6 +69,8 @@ A: Music is an art made of sounds.
 B: the music the the music , the ( and
 Better: A
 
+"""
+SHOWN = """\
 Question: {pair.prompt}
 A: {pair.first}
 B: {pair.second}
@@ -164,14 +166,20 @@ class GgufJudge:
         """Wrap an opened model."""
         self.name = name
         self._model = model
+        self._examples = model.tokenize(EXAMPLES)
+        self._evaluated = False  # the examples, which come before each pair
 
     def ask(self, pair: Pair) -> Opinion:
         """Return what it thinks of two replies."""
-        tokens = self._model.tokenize(EXAMPLES.format(pair=pair))
-        if len(tokens) > _CONTEXT:
-            raise JudgeError("a question is too long for the judge", got=f"{len(tokens)} tokens",
+        tokens, past = self._model.tokenize(SHOWN.format(pair=pair)), len(self._examples)
+        if past + len(tokens) > _CONTEXT:
+            raise JudgeError("a question is too long for the judge",
+                             got=f"{past + len(tokens)} tokens",
                              remedy=f"shorter replies, by --new; {_CONTEXT} tokens are the most")
-        found = np.exp(log_softmax(self._model.logits(tokens)[-1:])[0])
+        if not self._evaluated:
+            self._model.logits(self._examples)
+            self._evaluated = True
+        found = np.exp(log_softmax(self._model.logits(tokens, past=past)[-1:])[0])
         best = self._model.detokenize([int(found.argmax())])
         return opinion_of_probabilities(best, {
             letter: sum(float(found[token]) for token in self._tokens_of(letter))

@@ -1,4 +1,4 @@
-"""Quality of an artifact, against transformers and llama.cpp's own perplexity tool."""
+"""Quality of an artifact, against torch on the logits of transformers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from edgeprune.model.tokenizer import tokenizer_of
 from edgeprune.pruning.surgery import prune
 from edgeprune.quality.evaluate import divergence, evaluate, kl_divergence, perplexity
 from edgeprune.quality.windows import STANDARD, Reading, Text, log_softmax, windows_of
-from tests.llama_perplexity import llama_perplexity
 from tests.tiny import make_tiny
 
 WINDOWS = 8
@@ -192,22 +191,6 @@ def real(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
         export_gguf(Checkpoint(smollm2), smollm2 / "tokenizer.gguf", directory / f"{quant}.gguf",
                     quant=quant, name="smollm2")
     return {quant: directory / f"{quant}.gguf" for quant in ("F16", "Q8_0")}
-
-
-@pytest.mark.smollm2
-@pytest.mark.timeout(1800)  # the tool is built once
-def test_smollm2_has_the_perplexity_that_llama_cpp_says(
-    real: dict[str, Path], tmp_path: Path
-) -> None:
-    text = shipped_text("evaluation")[:15000]
-    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
-    reading = Reading(context=512, stride=256, windows=None)
-    for file in real.values():
-        ours = perplexity(file, text=Text("t", text), reading=reading)
-        # its context is -c and half of the stride
-        theirs = llama_perplexity(file, tmp_path / "text.txt", "--ppl-stride", "256", "-c", "384")
-        print(f"{file.name}: {ours.perplexity:.4f}, by llama-perplexity {theirs:.4f}")
-        assert ours.perplexity == pytest.approx(theirs, rel=0.01)
 
 
 @pytest.mark.smollm2
