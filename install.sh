@@ -27,7 +27,8 @@ export CMAKE_ARGS="-DGGML_NATIVE=ON -DGGML_OPENMP=OFF -DLLAVA_BUILD=OFF"
 # llama.cpp's AMX kernels crash in worker threads on Xeons of Sapphire Rapids and later (its issue
 # 20824), so they are left out where the compiler would build them.
 no_amx="-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
-if c++ -march=native -dM -E -x c++ /dev/null 2>/dev/null | grep -q __AMX_TILE__; then
+# (grep reads all of it: with -q it stops at the first match, which ends c++ by SIGPIPE, and pipefail)
+if c++ -march=native -dM -E -x c++ /dev/null 2>/dev/null | grep __AMX_TILE__ >/dev/null; then
     CMAKE_ARGS+=" '-DCMAKE_C_FLAGS=$no_amx' '-DCMAKE_CXX_FLAGS=$no_amx'"
 fi
 key=$({ echo "$llama $CMAKE_ARGS"; "$venv/bin/python" -VV; c++ --version; uname -m
