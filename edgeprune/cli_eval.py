@@ -9,15 +9,12 @@ from typing import Annotated
 
 import typer
 
-from edgeprune.console import AsJson, print_table, progress
+from edgeprune.console import Against, AsJson, Judged, print_table, progress
 
 
 def evaluate(
-    artifact: Annotated[str, typer.Argument(metavar="ARTIFACT_OR_DIR", help=(
-        "A .gguf file, the directory of an ONNX model, a run directory, or a checkpoint, which is "
-        "judged in F16."))],
-    against: Annotated[str | None, typer.Option(help=(
-        "The unpruned model, of any of these kinds; a run directory knows its own."))] = None,
+    artifact: Judged,
+    against: Against = None,
     text: Annotated[Path | None, typer.Option(help=(
         "A text file to predict; an excerpt of WikiText-2 when left out."))] = None,
     context: Annotated[int, typer.Option(min=2, help="Tokens of a window.")] = 512,

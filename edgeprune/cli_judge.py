@@ -8,19 +8,16 @@ from typing import Annotated
 
 import typer
 
-from edgeprune.console import AsJson, JudgeModel, JudgeName, progress
+from edgeprune.console import Against, AsJson, Judged, JudgeModel, JudgeName, progress
 
 
 def judge(
-    artifact: Annotated[str, typer.Argument(metavar="ARTIFACT_OR_DIR", help=(
-        "A .gguf file, the directory of an ONNX model, a run directory, or a checkpoint, which is "
-        "judged in F16."))],
+    artifact: Judged,
     prompts: Annotated[Path, typer.Option(help=(
         "What both models reply to: lines, or .jsonl lines with a `prompt`."))],
     where: JudgeName = None,
     model: JudgeModel = None,
-    against: Annotated[str | None, typer.Option(help=(
-        "The unpruned model, of any of these kinds; a run directory knows its own."))] = None,
+    against: Against = None,
     new: Annotated[int, typer.Option(min=1, help="Tokens of a reply, at most.")] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="Of replies; 0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of replies that are not greedy.")] = 0,

@@ -26,8 +26,11 @@ Format = Annotated[str, typer.Option("--format", help=(
     "what the target does faster), onnx:int8-dynamic, onnx:int4 or onnx:fp32."))]
 Targets = Annotated[Path, typer.Option(help="Where target files are.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-
-
+Judged = Annotated[str, typer.Argument(metavar="ARTIFACT_OR_DIR", help=(
+    "A .gguf file, the directory of an ONNX model, a run directory, or a checkpoint, which is "
+    "judged in F16."))]
+Against = Annotated[str | None, typer.Option(help=(
+    "The unpruned model, of any of these kinds; a run directory knows its own."))]
 JudgeName = Annotated[str | None, typer.Option("--judge", help=(
     "An LLM that judges replies: the URL of an OpenAI-compatible endpoint (its key is read from "
     "OPENAI_API_KEY), or a .gguf file."))]

@@ -15,7 +15,7 @@ from edgeprune.export.artifact import artifact_name, export
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import kept_layers
 from edgeprune.model.onnx_formats import GRAPH
-from edgeprune.model.source import GGUF_MAGIC, resolve_model
+from edgeprune.model.source import is_gguf, resolve_model
 from edgeprune.model.tokenizer import NAME, tokenizer_of
 from edgeprune.recovery.recipe import Pruned
 from edgeprune.report.outcome import Outcome
@@ -107,7 +107,7 @@ def artifact_of(
         InputError: Nothing of the kind is there.
     """
     path = Path(reference).expanduser()
-    if (path / GRAPH).is_file() or _is_gguf(path):
+    if (path / GRAPH).is_file() or is_gguf(path):
         return path
     name, directory = resolve_model(reference, notify=notify)
     scratch.mkdir(parents=True, exist_ok=True)
@@ -122,10 +122,3 @@ def _maybe(
     against: str | None, scratch: Path, notify: Callable[[str], None]
 ) -> Path | None:
     return None if against is None else artifact_of(against, scratch / "against", notify=notify)
-
-
-def _is_gguf(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(4) == GGUF_MAGIC

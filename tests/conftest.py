@@ -15,6 +15,7 @@ from edgeprune.device.target import Target, load_target
 from edgeprune.export.gguf import export_gguf
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.source import resolve_model
+from edgeprune.model.tokenizer import tokenizer_of
 from tests.arm import machine as arm
 from tests.tiny import KINDS, make_tiny
 
@@ -58,6 +59,15 @@ def gguf_file(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("gguf") / "small.gguf"
     export_gguf(Checkpoint(small), None, file, quant="Q4_K_M", name="small")
     return file
+
+
+@pytest.fixture(scope="session")
+def spoken_file(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give `small` as a GGUF file with its tokenizer, `a.gguf`."""
+    directory = tmp_path_factory.mktemp("spoken")
+    tokenizer = tokenizer_of(small, directory / "tokenizer.gguf")
+    export_gguf(Checkpoint(small), tokenizer, directory / "a.gguf", quant="Q4_0", name="small")
+    return directory / "a.gguf"
 
 
 @pytest.fixture(scope="session")

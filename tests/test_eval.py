@@ -5,32 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
 from tests.conftest import Cli
 from tests.test_cli import assert_one_line
 from tests.tiny import make_tiny
 
 
-@pytest.fixture(scope="module")
-def artifact(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give `small` as a file with its tokenizer."""
-    from edgeprune.export.gguf import export_gguf
-    from edgeprune.model.checkpoint import Checkpoint
-    from edgeprune.model.tokenizer import tokenizer_of
-
-    directory = tmp_path_factory.mktemp("artifact")
-    tokenizer = tokenizer_of(small, directory / "tokenizer.gguf")
-    export_gguf(Checkpoint(small), tokenizer, directory / "a.gguf", quant="Q4_0", name="small")
-    return directory / "a.gguf"
-
-
 def test_an_artifact_is_held_against_the_model_it_came_from(
-    cli: Cli, small: Path, artifact: Path, tmp_path: Path
+    cli: Cli, small: Path, spoken_file: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "text.txt").write_text("The game was released in Japan . " * 99, encoding="utf-8")
     (tmp_path / "words.jsonl").write_text('{"text": "in the end"}\n{"text": "of the year"}\n')
-    arguments = ("eval", str(artifact), "--against", str(small), "--text", "text.txt",
+    arguments = ("eval", str(spoken_file), "--against", str(small), "--text", "text.txt",
                  "--context", "128", "--stride", "64", "--windows", "0", "--tasks", "words.jsonl")
     found = json.loads(cli(*arguments, "--json").stdout)
     assert found["reading"] == {"context": 128, "stride": 64, "windows": None}
@@ -54,30 +39,30 @@ def test_a_checkpoint_is_judged_too(cli: Cli, small: Path) -> None:
 
 
 def test_what_cannot_be_judged_exits_with_one_line(
-    cli: Cli, artifact: Path, tmp_path: Path
+    cli: Cli, spoken_file: Path, tmp_path: Path
 ) -> None:
     make_tiny(tmp_path / "tiny")
     assert_one_line(cli("eval", "nothing.gguf"), 6, "nothing.gguf")
     assert_one_line(cli("eval", "tiny"), 6, "no tokenizer")
-    assert_one_line(cli("eval", str(artifact), "--text", "no.txt"), 6, "no.txt")
-    assert_one_line(cli("eval", str(artifact), "--tasks", "no.jsonl"), 6, "no.jsonl")
+    assert_one_line(cli("eval", str(spoken_file), "--text", "no.txt"), 6, "no.txt")
+    assert_one_line(cli("eval", str(spoken_file), "--tasks", "no.jsonl"), 6, "no.jsonl")
     (tmp_path / "unfinished").mkdir()
     (tmp_path / "unfinished/request.json").write_text("{}")
     assert_one_line(cli("eval", "unfinished"), 6, "not come to its end")
 
 
 def test_a_judge_is_asked_and_its_nonsense_counted(
-    cli: Cli, small: Path, artifact: Path, tmp_path: Path
+    cli: Cli, small: Path, spoken_file: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "prompts.txt").write_text("One\nTwo\n", encoding="utf-8")
-    asked = ("judge", str(artifact), "--against", str(small), "--prompts", "prompts.txt",
+    asked = ("judge", str(spoken_file), "--against", str(small), "--prompts", "prompts.txt",
              "--new", "8", "--judge")
-    done = cli(*asked, str(artifact))
+    done = cli(*asked, str(spoken_file))
     assert done.returncode == 0, done.stderr
     assert "2 answered with nonsense" in done.stdout  # it is a random model
     assert "-100.0% to 100.0%" in done.stdout
     assert_one_line(cli(*asked, "http://127.0.0.1:9/v1", "--judge-model", "m", "--retries", "0"),
                     9, "127.0.0.1:9", "run again")
     assert_one_line(cli(*asked[:-1]), 2, "there is no judge")
-    alone = ("judge", str(artifact), "--prompts", "prompts.txt", "--judge", str(artifact))
+    alone = ("judge", str(spoken_file), "--prompts", "prompts.txt", "--judge", str(spoken_file))
     assert_one_line(cli(*alone), 2, "--against")

@@ -18,6 +18,7 @@ from edgeprune.cost import UBATCH
 from edgeprune.device.session import Device
 from edgeprune.errors import InputError
 from edgeprune.model.onnx_formats import GRAPH
+from edgeprune.model.source import is_gguf
 from edgeprune.records import Record
 
 BUSY_LIMIT = 0.10  # share of all CPU time that others may use before a measurement is doubted
@@ -229,7 +230,7 @@ def bench_file(device: Device, artifact: Path, workload: Workload) -> Measuremen
     Raises:
         InputError: It is neither a GGUF file nor the directory of an ONNX model.
     """
-    if not _is_gguf(artifact) and not (artifact / GRAPH).is_file():
+    if not is_gguf(artifact) and not (artifact / GRAPH).is_file():
         raise InputError("neither a GGUF file nor a directory with a model.onnx", got=str(artifact),
                          remedy="`edgeprune export MODEL FILE.gguf` makes one")
     subject = send(device, artifact)
@@ -251,13 +252,6 @@ def model_bytes(artifact: Path) -> int:
     """Return what a model weighs: its file, or all files of an ONNX model."""
     files = artifact.iterdir() if artifact.is_dir() else [artifact]
     return sum(file.stat().st_size for file in files)
-
-
-def _is_gguf(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(4) == b"GGUF"
 
 
 def _record(

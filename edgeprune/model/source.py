@@ -60,6 +60,14 @@ def resolve_model(
     )
 
 
+def is_gguf(path: Path) -> bool:
+    """Tell whether a file is there and begins as GGUF files do."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == GGUF_MAGIC
+
+
 def shape_of_model(
     reference: str, *, notify: Callable[[str], None] = lambda _: None
 ) -> LlamaShape:

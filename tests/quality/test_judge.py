@@ -12,9 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeprune.errors import InputError, JudgeError
-from edgeprune.export.gguf import export_gguf
-from edgeprune.model.checkpoint import Checkpoint
-from edgeprune.model.tokenizer import tokenizer_of
 from edgeprune.quality.judge import (
     Opinion,
     Pair,
@@ -122,19 +119,10 @@ def test_prompts_are_lines_or_json_lines(tmp_path: Path) -> None:
         read_prompts(tmp_path / "c.txt")
 
 
-@pytest.fixture(scope="module")
-def spoken(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give `small` as a GGUF file with its tokenizer."""
-    directory = tmp_path_factory.mktemp("spoken")
-    tokenizer = tokenizer_of(small, directory / "tokenizer.gguf")
-    export_gguf(Checkpoint(small), tokenizer, directory / "a.gguf", quant="F32", name="small")
-    return directory / "a.gguf"
-
-
-def test_replies_are_kept_and_drawn_by_their_seed(spoken: Path, tmp_path: Path) -> None:
+def test_replies_are_kept_and_drawn_by_their_seed(spoken_file: Path, tmp_path: Path) -> None:
     def of(seed: int, cache: str) -> list[str]:
         how = Replying(n_new=12, temperature=1.0, seed=seed)
-        return replies(spoken, PROMPTS, how, tmp_path / cache)
+        return replies(spoken_file, PROMPTS, how, tmp_path / cache)
 
     once = of(0, "a")
     assert of(0, "b") == once
@@ -163,10 +151,10 @@ class _Asked:
 
 
 def test_what_was_judged_before_an_interruption_is_not_asked_again(
-    spoken: Path, tmp_path: Path
+    spoken_file: Path, tmp_path: Path
 ) -> None:
     def judged(judge: _Asked) -> object:
-        return judge_artifact(spoken, spoken, PROMPTS, judge, tmp_path,
+        return judge_artifact(spoken_file, spoken_file, PROMPTS, judge, tmp_path,
                               how=Replying(n_new=12, temperature=1.0))
 
     with pytest.raises(JudgeError, match="gone home"):
