@@ -40,6 +40,7 @@ class Options(Record):
         runs: Where run directories are.
         targets: Where target files are.
         profiles: Where profiles are.
+        profile_seconds: For how long at most shapes are measured; `profile`'s own when None.
     """
 
     model: str
@@ -64,3 +65,4 @@ class Options(Record):
     runs: Path = Path("runs")
     targets: Path = Path("targets")
     profiles: Path = Path("profiles")
+    profile_seconds: float | None = None

@@ -132,7 +132,7 @@ def _begun(options: Options, say: Say, notify: Say) -> Iterator[tuple[Stages, Bu
         yield Stages(name=name, checkpoint=checkpoint, quant=reference, reference=reference,
                      workload=workload, device=device, run=run_directory,
                      profiles=options.profiles, strategy=strategy, effort=options.effort,
-                     calibration=calibration), budget
+                     calibration=calibration, profile_seconds=options.profile_seconds), budget
 
 
 def set_threads(

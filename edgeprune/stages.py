@@ -63,6 +63,7 @@ class Stages:
         effort: How much calibration text is looked at.
         calibration: The calibration text.
         training: Of the pruned model, before it is exported; None leaves it as it is.
+        profile_seconds: For how long at most shapes are measured.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Stages:
     effort: Effort
     calibration: str
     training: Training | None = None
+    profile_seconds: float | None = None
 
     # --- what the stages share -------------------------------------------------------------------
 
@@ -128,7 +130,8 @@ class Stages:
 
     def profile(self) -> Profile:
         """Profile the target for shapes around this model's."""
-        found = profile(self.device, self.checkpoint.shape, self.quant, self.profiles)
+        found = profile(self.device, self.checkpoint.shape, self.quant, self.profiles,
+                        seconds=self.profile_seconds)
         found.write(self.run.path / "profile.json")
         return found
 

@@ -100,9 +100,13 @@ def _profiles(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 def cli_argv(*arguments: str) -> list[str]:
     """Return the command line of edgeprune with some arguments, counted by coverage if we are."""
-    if arguments and arguments[0] in {"run", "plan"} and "--help" not in arguments:
+    asked = set(arguments)
+    if {"run", "plan", "profile"} & asked and "--help" not in asked:
+        # a busy machine would take up all the time that profiles may
+        arguments = (*arguments, "--profile-seconds", "120" if "smollm2" in asked else "30")
+    if {"run", "plan"} & asked and "--help" not in asked:
         arguments = (*arguments, "--profiles", os.environ[PROFILES])
-        if not {"smollm2", "--threads"} & set(arguments):
+        if not {"smollm2", "--threads"} & asked:
             # several threads of so small a model wait for each other most of the time
             arguments = (*arguments, "--threads", "1")
     counted = ["-m", "coverage", "run", "--parallel-mode", f"--data-file={ROOT / '.coverage'}",

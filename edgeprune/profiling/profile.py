@@ -102,7 +102,8 @@ def profile_path(device: Device, shape: LlamaShape, quant: str, directory: Path)
 
 
 def profile(
-    device: Device, shape: LlamaShape, quant: str, directory: Path, *, fresh: bool = False
+    device: Device, shape: LlamaShape, quant: str, directory: Path, *,
+    seconds: float | None = None, fresh: bool = False,
 ) -> Profile:
     """Return the profile for a model's shape on a target, measured when there is none on disk.
 
@@ -113,21 +114,24 @@ def profile(
         shape: The unpruned model.
         quant: Number format of the artifact.
         directory: Where profiles are kept, `profiles/`.
+        seconds: Its shapes are measured for so long at most, on a busy machine twice; `SECONDS`
+            when None.
         fresh: Measure even when there is one on disk.
     """
     path = profile_path(device, shape, quant, directory)
     if not fresh and path.is_file() and not (known := Profile.read(path)).is_disturbed:
         return known.fitted_anew()
-    result = _measured(device, shape, quant)
+    result = _measured(device, shape, quant, seconds or SECONDS)
     result.write(path)
     return result
 
 
-def _measured(device: Device, shape: LlamaShape, quant: str) -> Profile:
+def _measured(device: Device, shape: LlamaShape, quant: str, seconds: float) -> Profile:
     began = time.monotonic()
     speed = device.run_job({"kind": "bandwidth", "threads": device.threads}, "reading memory")
     pilot, pace = try_out(device, shape, quant)
-    samples, laid = measure_points(device, design(shape, quant, pace), quant, pilot)
+    samples, laid = measure_points(device, design(shape, quant, pace), quant, pilot,
+                                   seconds=seconds)
     fitted = fit_cost_model(points_of(samples, quant), quant, device.threads,
                             laid[0].metadata_bytes)
     return Profile(
@@ -158,7 +162,7 @@ def pace_seen(pilot: Measurement) -> Pace:
 
 def measure_points(
     device: Device, points: Sequence[DesignPoint], quant: str, pilot: Measurement,
-    *, seconds: float = SECONDS, rounds: int = ROUNDS,
+    *, seconds: float, rounds: int = ROUNDS,
 ) -> tuple[tuple[Sample, ...], list[Laid]]:
     """Measure points in turn, in blocks that the target's RAM holds; the first point is in each."""
     with ExitStack() as on_target:

@@ -91,20 +91,30 @@ class _Edited(Checkpoint):
         return self._layers[int(layer)][rest]
 
 
+@pytest.fixture(scope="module")
+def statistics(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give what SmolLM2's structures do on text."""
+    directory = tmp_path_factory.mktemp("statistics")
+    measure_statistics(Checkpoint(smollm2), _text(smollm2, "calibration", 8), directory)
+    return directory
+
+
+def _text(model: Path, name: str, n: int) -> Tensor:
+    """Return windows of a shipped text, `(n, 256)`."""
+    with GgufModel(model / "tokenizer.gguf", vocab_only=True) as tokenizer:
+        return windows(tokenizer.tokenize(shipped_text(name)), Windows(n, 256))
+
+
 @pytest.mark.smollm2
 @pytest.mark.parametrize("cuts", [
     Cuts(ffn_channels=768), Cuts(layers=(12, 13, 20)), Cuts(kv_groups=1),
     Cuts(layers=(18,), ffn_channels=512, query_heads=1),
 ])
 def test_repair_is_better_than_none_on_held_out_text(
-    smollm2: Path, tmp_path_factory: pytest.TempPathFactory, cuts: Cuts
+    smollm2: Path, statistics: Path, cuts: Cuts
 ) -> None:
     checkpoint = Checkpoint(smollm2)
-    with GgufModel(smollm2 / "tokenizer.gguf", vocab_only=True) as model:
-        fitting = windows(model.tokenize(shipped_text("calibration")), Windows(8, 256))
-        held_out = windows(model.tokenize(shipped_text("evaluation")), Windows(4, 256))
-    statistics = tmp_path_factory.mktemp("statistics")
-    measure_statistics(checkpoint, fitting, statistics)
+    fitting, held_out = _text(smollm2, "calibration", 8), _text(smollm2, "evaluation", 4)
     kept = (_kept(checkpoint, cuts, statistics, Method.ENERGY) if cuts.narrows_layers else {})
     repaired, bare = (
         {i: {name: weight.float() for name, weight in weights.items()} for i, weights in layers}
