@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from edgeprune.console import AsJson, Targets, open_with_progress
+from edgeprune.errors import UsageError
 
 target_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None,
                          help="The machines in targets/, and the built-in 'local'.")
@@ -29,7 +31,8 @@ def target_list(targets: Targets = Path("targets"), as_json: AsJson = False) -> 
         print(json.dumps([t.model_dump(mode="json") for t in found], indent=2))
         return
     for target in found:
-        where = f"{target.user or ''}@{target.host}:{target.port}".lstrip("@")
+        port = f":{target.port}" if target.port else ""
+        where = f"{target.user or ''}@{target.host}{port}".lstrip("@")
         print(f"{target.name:<20} {'this machine' if target.is_local else where}")
 
 
@@ -46,6 +49,45 @@ def target_check(name: Name, targets: Targets = Path("targets")) -> None:
             check_supported(device.facts)
         say(f"{name}: reached; {device.facts.describe()}; python {device.facts.python}, "
             f"{device.facts.disk_free_bytes / 2**30:.1f} GiB of disk free")
+
+
+@target_app.command("trust")
+def target_trust(
+    name: Name,
+    fingerprint: Annotated[str | None, typer.Option("--fingerprint", help=(
+        "SHA256:..., that you know it by: nothing is asked."))] = None,
+    replace: Annotated[bool, typer.Option(
+        "--replace", help="Trust it instead of the key that was trusted before.")] = False,
+    targets: Targets = Path("targets"),
+) -> None:
+    """Look at the key of a target's host, and trust it from now on.
+
+    It is kept beside the target's file, as NAME.known_hosts, or where its 'known_hosts' says.
+
+    Example: edgeprune target trust board
+    """
+    from edgeprune.device.login import ask_passphrase, shown_key
+    from edgeprune.device.target import load_target
+    from edgeprune.device.trust import check_replaced, check_shown, own_file, pin, pinned
+
+    target = load_target(name, targets)
+    if target.is_local:
+        raise UsageError("nothing is to be trusted", got=name, remedy="it is this machine")
+    route, key = shown_key(target, ask_passphrase)
+    print(f"{name} ({route.where}) shows {key.get_name()} {key.fingerprint}")
+    if (before := pinned(target, route)) == key:
+        print(f"trusted already: {own_file(target)}")
+        return
+    check_replaced(target, before, key, replace=replace)
+    if fingerprint is not None:
+        check_shown(target, key, fingerprint)
+    elif not sys.stdin.isatty():
+        raise UsageError("there is nobody to ask whether that is right",
+                         remedy=f"when it is: --fingerprint {key.fingerprint}")
+    else:
+        typer.confirm("Is it what `ssh-keygen -lf /etc/ssh/ssh_host_*_key.pub` says over there?",
+                      abort=True, err=True)
+    print(f"trusted: {pin(target, route, key)}")
 
 
 @target_app.command("probe")

@@ -18,7 +18,8 @@ RUN = ("run", "MODEL", "--target", "local", "--budget", "100 tokens < 75%")
 COMMANDS: tuple[list[str], ...] = (
     [], ["run"], ["plan"], ["profile"], ["export"], ["bench"], ["eval"],
     ["judge"], ["recover"], ["sparsify"], ["target"],
-    ["target", "list"], ["target", "check"], ["target", "probe"], ["target", "setup"],
+    ["target", "list"], ["target", "check"], ["target", "trust"], ["target", "probe"],
+    ["target", "setup"],
 )
 
 
@@ -90,12 +91,16 @@ def test_a_missing_key_file_exits_5(cli: Cli, tmp_path: Path) -> None:
     assert_one_line(cli("target", "check", "off"), 5, "nothing", "known_hosts")
 
 
+def test_this_machine_needs_no_trust(cli: Cli) -> None:
+    assert_one_line(cli("target", "trust", "local"), 2, "this machine")
+
+
 def test_targets_are_listed(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "targets").mkdir()
     (tmp_path / "targets/board.toml").write_text('host = "10.1.2.3"\nuser = "me"\n')
     done = cli("target", "list")
     assert done.stdout.splitlines() == [f"{'local':<20} this machine",
-                                        f"{'board':<20} me@10.1.2.3:22"]
+                                        f"{'board':<20} me@10.1.2.3"]
     assert [t["name"] for t in json.loads(cli("target", "list", "--json").stdout)] == [
         "local", "board"]
 

@@ -1,20 +1,20 @@
 """The SSH transport, on paramiko.
 
-In: a `Target` with a host. Out: a `Transport`. Host keys must be known (the target's own
-`known_hosts`, else the user's); an unknown or changed key is refused. This is the one place where
-an argv becomes a shell string.
+In: a `Target` with a host. Out: a `Transport`. How it is reached, trusted and logged in to is
+`edgeprune.device.login`'s. This is the one place where an argv becomes a shell string.
 """
 
 from __future__ import annotations
 
 import shlex
-import socket
 import time
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import paramiko
 
+from edgeprune.device.login import Ask, Login, ask_passphrase, log_in
 from edgeprune.device.target import Target
 from edgeprune.device.transport import Completed, Progress, no_progress
 from edgeprune.errors import DeviceError
@@ -25,14 +25,18 @@ CHUNK_BYTES = 32768
 class SSHTransport:
     """A connection to a target, opened at once and opened again when it was lost."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, ask: Ask = ask_passphrase) -> None:
         """Connect.
+
+        Args:
+            target: The machine.
+            ask: Gives the passphrase of an encrypted key; asked once.
 
         Raises:
             DeviceError: No route, refused, an unknown host key, a wrong key.
         """
-        self._target = target
-        self._client: paramiko.SSHClient | None = None
+        self._target, self._ask = target, cache(ask)
+        self._login: Login | None = None
         self._connection()
 
     def run(self, argv: Sequence[str], *, timeout_s: float = 60) -> Completed:
@@ -80,92 +84,32 @@ class SSHTransport:
 
     def close(self) -> None:
         """See `Transport.close`."""
-        if self._client is not None:
-            self._client.close()
-            self._client = None
+        if self._login is not None:
+            self._login.hops.close()
+            self._login = None
 
     @property
     def _where(self) -> str:
-        return f"{self._target.host}:{self._target.port}"
+        return str(self._target.host)
 
     def _connection(self) -> paramiko.Transport:
         """Return the live connection, made anew when there is none."""
-        if self._client is not None:
-            live = self._client.get_transport()
+        if self._login is not None:
+            live = self._login.client.get_transport()
             if live is not None and live.is_active():
                 return live
-            self._client.close()
-        self._client = self._connect()
-        live = self._client.get_transport()
+            self.close()
+        self._login = log_in(self._target, self._ask)
+        live = self._login.client.get_transport()
         if live is None:
             raise self._lost(EOFError("closed at once"))
-        live.set_keepalive(15)
         return live
-
-    def _connect(self) -> paramiko.SSHClient:
-        target = self._target
-        client = paramiko.SSHClient()
-        client.set_missing_host_key_policy(paramiko.RejectPolicy())
-        try:
-            if target.known_hosts is not None:
-                client.load_host_keys(str(target.known_hosts.expanduser()))
-            else:
-                client.load_system_host_keys()
-            client.connect(
-                target.host or "",
-                port=target.port,
-                username=target.user,
-                key_filename=str(target.key.expanduser()) if target.key else None,
-                allow_agent=target.key is None,
-                look_for_keys=target.key is None,
-                timeout=target.connect_timeout_s,
-                banner_timeout=target.connect_timeout_s,
-                auth_timeout=target.connect_timeout_s,
-            )
-        except (paramiko.SSHException, OSError, EOFError, ValueError) as error:
-            client.close()
-            raise self._refused(error) from error
-        return client
 
     def _sftp(self) -> paramiko.SFTPClient:
         client = paramiko.SFTPClient.from_transport(self._connection())
         if client is None:
             raise paramiko.SSHException("the target offers no SFTP")
         return client
-
-    def _refused(self, error: Exception) -> DeviceError:
-        """Say why a connection could not be made, with the remedy."""
-        target, where = self._target, self._where
-        if isinstance(error, FileNotFoundError):
-            return DeviceError(f"target {target.name}: no such file", got=error.filename,
-                               remedy="correct 'key' or 'known_hosts' in the target file")
-        if isinstance(error, paramiko.BadHostKeyException):
-            return DeviceError(
-                f"target {target.name}: the host key of {where} has changed",
-                got=error.key.fingerprint,
-                remedy=f"expected {error.expected_key.fingerprint}; someone may be in between. "
-                "Correct known_hosts only when you know why it changed",
-            )
-        if isinstance(error, paramiko.AuthenticationException):
-            return DeviceError(
-                f"target {target.name}: {where} refused the login of user {target.user!r}",
-                got=str(target.key) if target.key else "agent and default keys",
-                remedy="correct 'user' or 'key', or add the public key to the target's "
-                "authorized_keys",
-            )
-        if "not found in known_hosts" in str(error):
-            return DeviceError(
-                f"target {target.name}: the host key of {where} is unknown",
-                remedy=f"check it, then: ssh-keyscan -p {target.port} {target.host} >> "
-                f"{target.known_hosts or '~/.ssh/known_hosts'}",
-            )
-        if isinstance(error, socket.gaierror):
-            return DeviceError(f"target {target.name}: no such host", got=target.host,
-                               remedy="correct 'host' in the target file")
-        return DeviceError(
-            f"target {target.name}: cannot reach {where} ({error})",
-            remedy="is the machine on, and is sshd listening there?",
-        )
 
     def _lost(self, error: Exception) -> DeviceError:
         return DeviceError(

@@ -14,21 +14,26 @@ from edgeprune.errors import UsageError, nearest
 from edgeprune.records import Record
 
 LOCAL = "local"
+# Neither is read as an option by the programs that it is handed to.
+_HOST, _USER = r"^[\w.:\[\]][\w.:\[\]%-]*$", r"^[^\s-]\S*$"
 
 
 class Target(Record):
     """A machine, as the user described it.
 
-    Paths may begin with `~`: `key` and `known_hosts` are on this machine, `work_directory` and
-    `python` on the target.
+    Paths may begin with `~`: `key`, `known_hosts` and `ssh_config` are on this machine,
+    `work_directory` and `python` on the target. What of host, port, user and key is not told is as
+    `~/.ssh/config` says (`edgeprune.device.route`).
     """
 
     name: str
-    host: str | None = Field(default=None, min_length=1)
-    port: int = Field(default=22, ge=1, le=65535)
-    user: str | None = None
+    file: Path = Path("local.toml")
+    host: str | None = Field(default=None, pattern=_HOST)
+    port: int | None = Field(default=None, ge=1, le=65535)
+    user: str | None = Field(default=None, pattern=_USER)
     key: Path | None = None
     known_hosts: Path | None = None
+    ssh_config: Path | None = None
     work_directory: str = Field(default="~/.edgeprune", min_length=1)
     python: str = "python3"
     threads: int | None = Field(default=None, ge=1)
@@ -67,14 +72,14 @@ def list_targets(directory: Path) -> list[Target]:
 
 
 def _checked(keys: dict[str, object], path: Path) -> Target:
-    allowed = set(Target.model_fields) - {"name"}
+    allowed = set(Target.model_fields) - {"name", "file"}
     for key in keys:
         if key not in allowed:
             raise UsageError(f"{path}: unknown key", got=key, remedy=nearest(key, allowed))
     if "host" not in keys and path.stem != LOCAL:
         raise UsageError(f"{path}: the key 'host' is missing", remedy='add host = "ADDRESS"')
     try:
-        return Target.model_validate({"name": path.stem, **keys})
+        return Target.model_validate({"name": path.stem, "file": path, **keys})
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

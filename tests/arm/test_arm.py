@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from edgeprune.device.login import PASSPHRASE
 from edgeprune.device.session import open_device
 from edgeprune.device.ssh import SSHTransport
-from edgeprune.device.target import Target
+from edgeprune.device.target import Target, load_target
 from edgeprune.device.transport import checked
 from edgeprune.errors import DeviceError
 from tests.conftest import ROOT, Cli, cli_argv
@@ -89,7 +90,7 @@ def test_setup_uses_the_kernels_that_the_cpu_has(cli: Cli, arm_target: Target) -
 def _targets_with(directory: Path, target: Target, **changes: object) -> tuple[str, str]:
     entries = {"host": target.host, "port": target.port, "user": target.user,
                "key": str(target.key), "known_hosts": str(target.known_hosts), **changes}
-    lines = [f"{key} = {json.dumps(value)}" for key, value in entries.items()]
+    lines = [f"{key} = {json.dumps(value)}" for key, value in entries.items() if value is not None]
     (directory / "changed.toml").write_text("\n".join(lines))
     return "--targets", str(directory)
 
@@ -107,15 +108,99 @@ def test_a_wrong_key_exits_5(cli: Cli, arm_target: Target, tmp_path: Path) -> No
 def test_an_unknown_host_key_exits_5(cli: Cli, arm_target: Target, tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     targets = _targets_with(tmp_path, arm_target, known_hosts=str(tmp_path / "empty"))
-    assert_one_line(cli("target", "check", "changed", *targets), 5, "unknown", "ssh-keyscan")
+    assert_one_line(cli("target", "check", "changed", *targets), 5, "unknown",
+                    "edgeprune target trust changed")
 
 
-def test_a_changed_host_key_exits_5(cli: Cli, arm_target: Target, tmp_path: Path) -> None:
-    _new_key(tmp_path / "host")
-    public = (tmp_path / "host.pub").read_text()
-    (tmp_path / "known").write_text(f"[{arm_target.host}]:{arm_target.port} {public}")
-    targets = _targets_with(tmp_path, arm_target, known_hosts=str(tmp_path / "known"))
-    assert_one_line(cli("target", "check", "changed", *targets), 5, "has changed", "SHA256")
+def test_a_host_key_is_looked_at_and_trusted(
+    cli: Cli, arm_target: Target, ssh: SSHTransport, tmp_path: Path
+) -> None:
+    """Without a file of its own the target's key is kept beside the target's file."""
+    targets = _targets_with(tmp_path, arm_target, known_hosts=None)
+    trust = ("target", "trust", "changed", *targets)
+    assert_one_line(cli("target", "check", "changed", *targets), 5, "unknown")
+    other = _new_key(tmp_path / "host").with_suffix(".pub").read_text()
+    told = checked(ssh, ["ssh-keygen", "-lf", "/etc/ssh/ssh_host_ed25519_key.pub"]).split()[1]
+    assert_one_line(cli(*trust), 2, f"--fingerprint {told}")  # nobody can be asked
+    assert_one_line(cli(*trust, "--fingerprint", "SHA256:other"), 5, told, "SHA256:other")
+    assert not (tmp_path / "changed.known_hosts").exists()
+    done = cli(*trust, "--fingerprint", told)
+    assert done.returncode == 0, done.stderr
+    assert f"ssh-ed25519 {told}" in done.stdout
+    assert cli("target", "check", "changed", *targets).returncode == 0
+    assert "trusted already" in cli(*trust).stdout
+
+    # another machine at the same address
+    pinned = tmp_path / "changed.known_hosts"
+    pinned.write_text("board.example ssh-ed25519 AAAA\n"
+                      f"[{arm_target.host}]:{arm_target.port} {other}")
+    mine = subprocess.run(["ssh-keygen", "-lf", str(tmp_path / "host.pub")], check=True,
+                          capture_output=True, text=True).stdout.split()[1]
+    for command in (("target", "check", "changed", *targets), (*trust, "--fingerprint", told)):
+        assert_one_line(cli(*command), 5, "has changed", told, mine, "--replace")
+    assert cli(*trust, "--fingerprint", told, "--replace").returncode == 0
+    assert cli("target", "check", "changed", *targets).returncode == 0
+    assert "board.example" in pinned.read_text()
+
+
+def test_sshs_own_configuration_leads_to_a_machine_behind_a_hop(
+    cli: Cli, arm_target: Target, tmp_path: Path
+) -> None:
+    known = tmp_path / "known"
+    assert arm_target.known_hosts is not None
+    key = arm_target.known_hosts.expanduser().read_text().splitlines()[0].split(" ", 1)[1] + "\n"
+    known.write_text(f"[{arm_target.host}]:{arm_target.port} {key}127.0.0.1 {key}")
+    (tmp_path / "hops").write_text(
+        f"Host hop\n HostName {arm_target.host}\n Port {arm_target.port}\n"
+        "Host inner\n HostName 127.0.0.1\n Port 22\n ProxyJump hop\n")
+    config = tmp_path / "config"
+    config.write_text(f"Include {tmp_path / 'hops'}\nHost *\n User {arm_target.user}\n"
+                      f" IdentityFile {arm_target.key}\n UserKnownHostsFile {known}\n")
+    (tmp_path / "inner.toml").write_text(f'host = "inner"\nssh_config = "{config}"')
+    done = cli("target", "check", "inner", "--targets", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "aarch64" in done.stdout or "emulated" in done.stdout
+    known.write_text(f"127.0.0.1 {key}")  # the hop is not known any more
+    assert_one_line(cli("target", "check", "inner", "--targets", str(tmp_path)), 5,
+                    str(arm_target.port), "unknown")
+
+
+def test_a_key_may_be_encrypted(
+    cli: Cli, arm_target: Target, ssh: SSHTransport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked = tmp_path / "locked"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "open, sesame", "-f", str(locked)],
+                   check=True)
+    public = locked.with_suffix(".pub").read_text().strip()
+    authorized = checked(ssh, ["cat", ".ssh/authorized_keys"])
+    (tmp_path / "both").write_text(f"{authorized.rstrip()}\n{public}\n")
+    ssh.put(tmp_path / "both", ".ssh/authorized_keys")
+    checked(ssh, ["chmod", "600", ".ssh/authorized_keys"])
+    check = ("target", "check", "changed", *_targets_with(tmp_path, arm_target, key=str(locked)))
+    try:
+        assert_one_line(cli(*check), 5, "encrypted", "ssh-add", PASSPHRASE)
+        monkeypatch.setenv(PASSPHRASE, "close, sesame")
+        assert_one_line(cli(*check), 5, "does not open the key")
+        monkeypatch.setenv(PASSPHRASE, "open, sesame")
+        assert cli(*check).returncode == 0
+        monkeypatch.delenv(PASSPHRASE)
+        asked = list[str]()
+
+        def ask(key: str) -> str:
+            asked.append(key)
+            return "open, sesame"
+
+        target = load_target("changed", tmp_path)
+        transport = SSHTransport(target, ask)
+        with pytest.raises(DeviceError, match="lost"):
+            transport.run(["sh", "-c", "kill $PPID; sleep 60"], timeout_s=50)
+        assert transport.run(["true"]).status == 0
+        transport.close()
+        assert asked == [str(locked)]
+    finally:
+        (tmp_path / "one").write_text(authorized)
+        ssh.put(tmp_path / "one", ".ssh/authorized_keys")
+        checked(ssh, ["chmod", "600", ".ssh/authorized_keys"])
 
 
 def test_a_directory_that_cannot_be_written_exits_5(

@@ -37,6 +37,8 @@ def test_the_shipped_targets_are_valid() -> None:
     ('host = "x"\nprot = 22', "'port'"),
     ('user = "me"', "'host' is missing"),
     ('host = ""', "host"),
+    ('host = "-oProxyCommand=reboot"', "host"),
+    ('host = "x"\nuser = "-v"', "user"),
     ('host = "x"\nport = "ssh"', "port"),
     ('host = "x"\nport = 70000', "port"),
     ('host = "x"\nthreads = 0', "threads"),

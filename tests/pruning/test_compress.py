@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -99,7 +100,7 @@ def statistics(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def _text(model: Path, name: str, n: int) -> Tensor:
+def _text(model: Path, name: Literal["calibration", "evaluation"], n: int) -> Tensor:
     """Return windows of a shipped text, `(n, 256)`."""
     with GgufModel(model / "tokenizer.gguf", vocab_only=True) as tokenizer:
         return windows(tokenizer.tokenize(shipped_text(name)), Windows(n, 256))
