@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from edgeprune.errors import UsageError
 
-_HOP = re.compile(r"(?:ssh://)?(?:(?P<user>[^@\s\0-]+)@)?"
+_HOP = re.compile(r"(?:ssh://)?(?:(?P<user>[^@\s\0]+)@)?"
                   r"(?:\[(?P<v6>[\w:.%]+)\]|(?P<host>[\w.%-]+))(?::(?P<port>[0-9]{1,5}))?/?")
 _PORT = re.compile(r"[0-9]{1,5}")
 

@@ -19,7 +19,7 @@ def config(tmp_path: Path) -> Path:
     (tmp_path / "key").write_text("a key")
     (tmp_path / "known").write_text("")
     (tmp_path / "boards").write_text(
-        "Host board\n HostName 192.0.2.7\n Port 2022\n ProxyJump first,me@second:2222\n")
+        "Host board\n HostName 192.0.2.7\n Port 2022\n ProxyJump first,my-self@second:2222\n")
     path = tmp_path / "config"
     path.write_text(f"Include {tmp_path / 'boards'}\nMatch host second\n User other\nHost *\n"
                     f" User root\n IdentityFile {tmp_path / 'key'}\n IdentityFile ~/no-such-key\n"
@@ -30,7 +30,7 @@ def config(tmp_path: Path) -> Path:
 def test_an_alias_is_what_the_configuration_says(config: Path) -> None:
     found = route_of("board", config=config)
     assert found == Route("192.0.2.7", 2022, "root", (config.parent / "key",),
-                          (config.parent / "known",), None, "first,me@second:2222")
+                          (config.parent / "known",), None, "first,my-self@second:2222")
     assert found.name == "[192.0.2.7]:2022"
     assert found.where == "192.0.2.7:2022"
 
@@ -41,8 +41,8 @@ def test_what_the_target_file_says_counts_more(config: Path) -> None:
 
 
 def test_hops_lead_to_each_other(config: Path) -> None:
-    second = hop_of("first,me@second:2222", config=config)
-    assert (second.host, second.port, second.user, second.jump) == ("second", 2222, "me", "first")
+    second = hop_of("first,my-self@second:2222", config=config)
+    assert (second.host, second.port, second.user, second.jump) == ("second", 2222, "my-self", "first")
     first = hop_of("first", config=config)
     assert (first.host, first.port, first.user, first.jump) == ("first", 22, "root", None)
     assert hop_of("ssh://[2001:db8::1]:23", config=config)[:2] == ("2001:db8::1", 23)
