@@ -24,6 +24,7 @@ from edgeprune.errors import DeviceError
 
 PASSPHRASE = "EDGEPRUNE_KEY_PASSPHRASE"  # noqa: S105 - where one may be
 _MOST_HOPS = 8
+_UNKNOWN = "not found in known_hosts"  # what paramiko says
 Ask = Callable[[str], str | None]
 
 
@@ -115,8 +116,8 @@ def _client(
                 _log_in(client, route, passphrase, way, target.connect_timeout_s,
                         with_agent=depth > 0 or target.key is None)
             except (paramiko.SSHException, OSError, EOFError, ValueError) as error:
-                locked = _first_locked(route, error)
-                if locked is None:
+                locked = next((key for key in route.keys if _is_locked(key)), None)
+                if locked is None or not _is_of_keys(client, error):
                     raise refusal(target, route, error) from error
                 if passphrase is not None:
                     raise DeviceError(
@@ -169,12 +170,14 @@ def _socket(
                           remedy="is the machine on, and may that host forward?") from error
 
 
-def _first_locked(route: Route, error: Exception) -> Path | None:
-    """Return the first key that needs a passphrase, when that may be why a login failed."""
-    # what paramiko says of a wrong passphrase is no AuthenticationException
-    if isinstance(error, paramiko.AuthenticationException) or "key file" in str(error):
-        return next((key for key in route.keys if _is_locked(key)), None)
-    return None
+def _is_of_keys(client: paramiko.SSHClient, error: Exception) -> bool:
+    """Tell whether a login failed over the user's keys: the host was reached, and is trusted.
+
+    What paramiko says of a wrong passphrase depends on the kind of key.
+    """
+    live = client.get_transport()
+    return live is not None and live.is_active() and not (
+        isinstance(error, paramiko.BadHostKeyException) or _UNKNOWN in str(error))
 
 
 def _is_locked(key: Path) -> bool:
@@ -205,7 +208,7 @@ def refusal(target: Target, route: Route, error: Exception) -> DeviceError:
             got=tried if target.key else f"agent, {tried or 'no default key'}",
             remedy="correct 'user' or 'key', or add the public key to the target's "
             "authorized_keys")
-    if "not found in known_hosts" in str(error):
+    if _UNKNOWN in str(error):
         return DeviceError(
             f"target {name}: the host key of {where} is unknown",
             remedy=f"look at it and trust it: edgeprune target trust {name}")
