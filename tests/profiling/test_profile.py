@@ -27,7 +27,7 @@ from edgeprune.profiling.threads import best_threads, candidates, choose
 from tests.device.test_measure import measurement
 
 RECORDED = Path(__file__).parent.parent.parent / "benchmarks/llama-3.1-8b/profile.json"
-SECONDS = 20  # what is tested is not how well times are known
+SECONDS = 10  # what is tested is not how well times are known
 
 
 @pytest.fixture
