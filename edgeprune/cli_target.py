@@ -37,18 +37,54 @@ def target_list(targets: Targets = Path("targets"), as_json: AsJson = False) -> 
 
 
 @target_app.command("check")
-def target_check(name: Name, targets: Targets = Path("targets")) -> None:
+def target_check(
+    name: Name,
+    artifact: Annotated[Path | None, typer.Option(help=(
+        "A .gguf file or the directory of an ONNX model: is there disk and RAM for it?"))] = None,
+    targets: Targets = Path("targets"),
+) -> None:
     """Check that a target's file is right, that it can be reached, and that edgeprune can use it.
 
     Example: edgeprune target check board
+
+    Another: edgeprune target check board --artifact model-Q4_K_M.gguf
     """
-    from edgeprune.device.runtime import check_supported
+    from edgeprune.device.fitness import problems
+    from edgeprune.device.measure import check_fits
 
     with open_with_progress(name, targets) as (device, say):
-        if not device.target.is_local:
-            check_supported(device.facts)
+        found = list(problems(device.target, device.facts))
+        for problem in found[:-1]:
+            say(f"error: {problem}")
+        if found:
+            raise found[-1]
+        if artifact is not None:
+            check_fits(device, artifact)
         say(f"{name}: reached; {device.facts.describe()}; python {device.facts.python}, "
             f"{device.facts.disk_free_bytes / 2**30:.1f} GiB of disk free")
+
+
+@target_app.command("unlock")
+def target_unlock(
+    name: Name,
+    force: Annotated[bool, typer.Option(
+        "--force", help="End it even when its owner looks after it.")] = False,
+    targets: Targets = Path("targets"),
+) -> None:
+    """End the job that keeps a target busy, whoever began it.
+
+    Example: edgeprune target unlock board
+    """
+    with open_with_progress(name, targets) as (device, say):
+        jobs = device.jobs()
+        if (holder := jobs.holder()) is None:
+            say(f"{name}: nothing of edgeprune runs there")
+            return
+        if not (holder.is_stale or force):
+            raise UsageError(f"{name} runs {holder.describe()}",
+                             remedy="its owner looks after it; --force ends it all the same")
+        jobs.discard(holder.job)
+        say(f"{name}: ended {holder.describe()}")
 
 
 @target_app.command("trust")

@@ -4,6 +4,7 @@
     ├── UsageError            2  a budget, a target file or an option that cannot be read
     ├── InfeasibleError       3  nothing that the allowed cuts reach holds the budget
     ├── DeviceError           5  the target: unreachable, refused, or a job failed on it
+    │   └── ConnectionLost    5  the way to it broke; what was begun may be tried again
     ├── InputError            6  the model or a text file
     ├── QualityError          8  a number format loses too much to be deployed
     └── JudgeError            9  an LLM judge cannot be asked
@@ -52,6 +53,10 @@ class DeviceError(EdgePruneError):
     """The target cannot be reached, refuses us, or failed to do a job."""
 
     exit_code = 5
+
+
+class ConnectionLost(DeviceError):  # noqa: N818 - what befell it, as ConnectionResetError
+    """The way to the target broke or cannot be opened; trying again may help."""
 
 
 class InputError(EdgePruneError):

@@ -17,6 +17,7 @@ from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.source import resolve_model
 from edgeprune.model.tokenizer import tokenizer_of
 from tests.arm import machine as arm
+from tests.sshd import LACKING, Server, is_installed, serve
 from tests.tiny import KINDS, make_tiny
 
 ROOT = Path(__file__).parent.parent
@@ -77,6 +78,15 @@ def arm_target() -> Iterator[Target]:
         pytest.skip(lacking)
     with arm.boot(arm.build()):
         yield load_target("qemu-arm64", ROOT / "targets")
+
+
+@pytest.fixture(scope="session")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Run a real sshd on this machine, with keys of its own."""
+    if not is_installed() and "CI" not in os.environ:
+        pytest.skip(LACKING)
+    with serve(tmp_path_factory.mktemp("sshd")) as server:
+        yield server
 
 
 @pytest.fixture

@@ -20,10 +20,11 @@ import paramiko
 from edgeprune.device.route import Route, hop_of, route_of
 from edgeprune.device.target import Target
 from edgeprune.device.trust import known_keys
-from edgeprune.errors import DeviceError
+from edgeprune.errors import ConnectionLost, DeviceError
 
 PASSPHRASE = "EDGEPRUNE_KEY_PASSPHRASE"  # noqa: S105 - where one may be
 _MOST_HOPS = 8
+_ALIVE_S, _DEAD_AFTER_MS = 15, 45_000
 _UNKNOWN = "not found in known_hosts"  # what paramiko says
 Ask = Callable[[str], str | None]
 
@@ -111,7 +112,7 @@ def _client(
             for key in (known.lookup(route.name) or {}).values():
                 client.get_host_keys().add(name, key.get_name(), key)
             try:
-                way = _socket(target, route, ask, mine, depth) if route.jump else None
+                way = _socket(target, route, ask, mine, depth)
                 # a key that is named is the only one that is tried
                 _log_in(client, route, passphrase, way, target.connect_timeout_s,
                         with_agent=depth > 0 or target.key is None)
@@ -136,7 +137,7 @@ def _client(
 
 def _log_in(
     client: paramiko.SSHClient, route: Route, passphrase: str | None,
-    way: paramiko.Channel | socket.socket | None, limit: float, *, with_agent: bool,
+    way: paramiko.Channel | socket.socket, limit: float, *, with_agent: bool,
 ) -> None:
     client.connect(
         route.host, port=route.port, username=route.user,
@@ -147,7 +148,7 @@ def _log_in(
     live = client.get_transport()
     if live is None:
         raise EOFError("closed at once")
-    live.set_keepalive(15)
+    live.set_keepalive(_ALIVE_S)
 
 
 def _socket(
@@ -157,6 +158,8 @@ def _socket(
     if route.jump is None:
         way = socket.create_connection((route.host, route.port), target.connect_timeout_s)
         stack.callback(way.close)
+        # a host that is gone without a word is noticed
+        way.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _DEAD_AFTER_MS)
         return way
     hop = hop_of(route.jump, config=target.ssh_config)
     live = _client(target, hop, ask, stack, depth + 1).get_transport()
@@ -203,7 +206,8 @@ def refusal(target: Target, route: Route, error: Exception) -> DeviceError:
             f"when you know why it changed: edgeprune target trust {name} --replace")
     if isinstance(error, paramiko.AuthenticationException):
         tried = ", ".join(str(key) for key in route.keys)
-        return DeviceError(
+        # trying again may help: a machine that is just starting refuses everybody
+        return ConnectionLost(
             f"target {name}: {where} refused the login of user {route.user!r}",
             got=tried if target.key else f"agent, {tried or 'no default key'}",
             remedy="correct 'user' or 'key', or add the public key to the target's "
@@ -213,7 +217,7 @@ def refusal(target: Target, route: Route, error: Exception) -> DeviceError:
             f"target {name}: the host key of {where} is unknown",
             remedy=f"look at it and trust it: edgeprune target trust {name}")
     if isinstance(error, socket.gaierror):
-        return DeviceError(f"target {name}: no such host", got=route.host,
-                           remedy="correct 'host' in the target file")
-    return DeviceError(f"target {name}: cannot reach {where} ({error})",
-                       remedy="is the machine on, and is sshd listening there?")
+        return ConnectionLost(f"target {name}: no such host", got=route.host,
+                              remedy="correct 'host' in the target file")
+    return ConnectionLost(f"target {name}: cannot reach {where} ({error})",
+                          remedy="is the machine on, and is sshd listening there?")

@@ -15,8 +15,10 @@ import numpy as np
 from pydantic import Field
 
 from edgeprune.cost import UBATCH
+from edgeprune.device.fitness import check_ram
 from edgeprune.device.session import Device
-from edgeprune.errors import InputError
+from edgeprune.device.transport import check_free
+from edgeprune.errors import DeviceError, InputError
 from edgeprune.model.onnx_formats import GRAPH
 from edgeprune.model.source import is_gguf
 from edgeprune.records import Record
@@ -217,8 +219,11 @@ def measure_in_turn(
     for attempt in range(attempts):
         again = f" (busy machine: attempt {attempt + 1})" if attempt else ""
         result = device.run_job(spec, what + again)
-        found = [_record(device, workload, result, number, subject)
-                 for number, subject in enumerate(subjects)]
+        try:
+            found = [_record(device, workload, result, number, subject)
+                     for number, subject in enumerate(subjects)]
+        except (LookupError, TypeError, ValueError, AttributeError) as error:  # pydantic's, too
+            raise DeviceError("the job's result cannot be read", got=str(error)[:200]) from error
         if not any(measurement.disturbances for measurement in found):
             break
     return found
@@ -230,9 +235,7 @@ def bench_file(device: Device, artifact: Path, workload: Workload) -> Measuremen
     Raises:
         InputError: It is neither a GGUF file nor the directory of an ONNX model.
     """
-    if not is_gguf(artifact) and not (artifact / GRAPH).is_file():
-        raise InputError("neither a GGUF file nor a directory with a model.onnx", got=str(artifact),
-                         remedy="`edgeprune export MODEL FILE.gguf` makes one")
+    check_artifact(artifact)
     subject = send(device, artifact)
     try:
         return measure(device, [subject], workload, f"measuring {artifact.name}")[0]
@@ -240,12 +243,42 @@ def bench_file(device: Device, artifact: Path, workload: Workload) -> Measuremen
         device.forget(device.remote_name(artifact))
 
 
+def check_artifact(artifact: Path) -> None:
+    """Refuse what cannot be sent to be measured.
+
+    Raises:
+        InputError: It is neither a GGUF file nor the directory of an ONNX model.
+    """
+    if not is_gguf(artifact) and not (artifact / GRAPH).is_file():
+        raise InputError("neither a GGUF file nor a directory with a model.onnx", got=str(artifact),
+                         remedy="`edgeprune export MODEL FILE.gguf` makes one")
+
+
 def send(device: Device, artifact: Path) -> Subject:
-    """Copy a GGUF file or an ONNX model to a target, unless it is there, to be measured."""
-    remote, size = device.put_model(artifact), model_bytes(artifact)
+    """Copy a GGUF file or an ONNX model to a target, unless it is there, to be measured.
+
+    Raises:
+        DeviceError: It has no room for it, on its disk or in its RAM.
+    """
+    size = model_bytes(artifact)
+    check_ram(device.target, device.facts, size)
+    remote = device.put_model(artifact)
     if artifact.is_dir():
         return Subject({"format": "onnx", "path": f"{remote}/{GRAPH}"}, size)
     return Subject({"path": remote}, size)
+
+
+def check_fits(device: Device, artifact: Path) -> None:
+    """Refuse a model that a target has no disk or no RAM for; nothing is sent.
+
+    Raises:
+        DeviceError: There is too little.
+        InputError: It is no model.
+    """
+    check_artifact(artifact)
+    size = model_bytes(artifact)
+    check_ram(device.target, device.facts, size)
+    check_free(device.target.name, device.facts.disk_free_bytes, device.work, size)
 
 
 def model_bytes(artifact: Path) -> int:

@@ -7,6 +7,7 @@ only the architecture, the CPU count, the RAM and python are required.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,10 +18,18 @@ from edgeprune.errors import DeviceError
 from edgeprune.records import Record
 
 _CACHES = "/sys/devices/system/cpu/cpu0/cache"
-_PYTHON = (
-    "import sys,platform,shutil;"
-    "print(platform.python_version(),platform.libc_ver()[1] or '-',shutil.disk_usage('.').free)"
-)
+# Of the work directory, or of what there is of the way to it.
+_PYTHON = """
+import os, platform, shutil, sys, time
+place = os.path.abspath(sys.argv[1])
+while not os.path.isdir(place):
+    place = os.path.dirname(place)
+print(platform.python_version(), platform.libc_ver()[1] or "-", shutil.disk_usage(place).free,
+      int(os.access(place, os.W_OK | os.X_OK)), time.time())
+"""
+_PLACE = re.compile(  # what that prints
+    r"(?P<python>\d{1,3}\.\d{1,3}\S*) (?P<glibc>-|\d{1,3}\.\d{1,3}\S*) (?P<free>\d{1,20}) "
+    r"(?P<writable>[01]) (?P<clock>-?\d{1,15}(\.\d+)?(e[+-]\d\d)?)\s*", re.ASCII)
 _EMULATION_FILES = ("/sys/firmware/devicetree/base/compatible", "/sys/class/dmi/id/sys_vendor")
 _IMPLEMENTERS = {
     "0x00": "QEMU",
@@ -55,6 +64,9 @@ class DeviceFacts(Record):
     python: str
     glibc: str | None
     disk_free_bytes: int
+    writable: bool = True
+    available_bytes: int | None = None
+    clock_ahead_s: float = 0.0
 
     def describe(self) -> str:
         """Return the machine in one line for people."""
@@ -65,16 +77,20 @@ class DeviceFacts(Record):
         )
 
     def identity(self) -> dict[str, Any]:
-        """Return the facts that make measurements comparable: what free disk is does not."""
-        return self.model_dump(mode="json", exclude={"disk_free_bytes", "governor"})
+        """Return the facts that make measurements comparable: what changes by itself does not."""
+        return self.model_dump(mode="json", exclude={
+            "disk_free_bytes", "governor", "writable", "available_bytes", "clock_ahead_s"})
 
 
-def probe(transport: Transport, *, python: str, emulated: bool | None = None) -> DeviceFacts:
+def probe(
+    transport: Transport, *, python: str, work: str = ".", emulated: bool | None = None
+) -> DeviceFacts:
     """Ask a target what it is.
 
     Args:
         transport: The way to the target.
         python: Its Python interpreter.
+        work: The directory that will be written to, which need not be there.
         emulated: What the target file says; None lets the probe decide.
 
     Raises:
@@ -89,7 +105,7 @@ def probe(transport: Transport, *, python: str, emulated: bool | None = None) ->
                    f"{_CACHES}/index2", f"{_CACHES}/index3"),
         "governor": ("cat", "/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "board": ("cat", *_EMULATION_FILES),
-        "python": (python, "-c", _PYTHON),
+        "python": (python, "-c", _PYTHON, work),
     }
     answers = {}
     for name, argv in commands.items():
@@ -99,11 +115,13 @@ def probe(transport: Transport, *, python: str, emulated: bool | None = None) ->
         raise DeviceError(f"{python} does not run on the target",
                           remedy="install python3 (3.9 or later) there, or name it with 'python' "
                           "in the target file")
-    return facts_of(answers, emulated=emulated)
+    return facts_of(answers, emulated=emulated, now=time.time())
 
 
-def facts_of(answers: Mapping[str, str], *, emulated: bool | None = None) -> DeviceFacts:
-    """Make facts of what the probes printed. Pure.
+def facts_of(
+    answers: Mapping[str, str], *, emulated: bool | None = None, now: float = 0.0
+) -> DeviceFacts:
+    """Make facts of what the probes printed, at `now` by this machine's clock. Pure.
 
     Raises:
         DeviceError: The required facts cannot be read.
@@ -112,7 +130,9 @@ def facts_of(answers: Mapping[str, str], *, emulated: bool | None = None) -> Dev
         system, kernel, architecture = answers["uname"].split()
         if system != "Linux":
             raise DeviceError("only Linux targets are supported", got=system)
-        python, glibc, disk_free = answers["python"].split()
+        memory, place = parse_meminfo(answers["meminfo"]), _PLACE.fullmatch(answers["python"])
+        if place is None:
+            raise DeviceError("python's answer cannot be read", got=answers["python"][:80])
         cpu = parse_cpuinfo(answers["cpuinfo"])
         is_emulated = _is_emulated(answers["board"], cpu["implementer"])
         return DeviceFacts(
@@ -120,14 +140,17 @@ def facts_of(answers: Mapping[str, str], *, emulated: bool | None = None) -> Dev
             cpu_model=cpu["model"],
             cpu_features=tuple(sorted(cpu["features"].split())),
             cpus=int(answers["cpus"]),
-            ram_bytes=parse_meminfo(answers["meminfo"])["MemTotal"],
+            ram_bytes=memory["MemTotal"],
             caches=parse_caches(answers["caches"]),
             kernel=kernel,
             governor=answers["governor"].strip() or None,
             emulated=is_emulated if emulated is None else emulated,
-            python=python,
-            glibc=None if glibc == "-" else glibc,
-            disk_free_bytes=int(disk_free),
+            python=place["python"],
+            glibc=None if place["glibc"] == "-" else place["glibc"],
+            disk_free_bytes=int(place["free"]),
+            writable=place["writable"] == "1",
+            available_bytes=memory.get("MemAvailable"),
+            clock_ahead_s=float(place["clock"]) - now,
         )
     except (ValueError, KeyError, ValidationError) as error:
         raise DeviceError(f"the target's answers cannot be read ({error})",

@@ -4,7 +4,7 @@ In: a job's `job.json`, from `agent.py`. Out: what goes into its `result.json` a
 Jobs, by `kind`:
 
     info       what the runtime is
-    bandwidth  "threads": how fast that many threads read memory together
+    bandwidth  "threads", "seconds": how fast that many threads read memory together
     bench      requests: "models", "n_prompt", "n_new", "n_ctx", "n_ubatch", "warmup", "requests",
                "threads", "seconds" (no further round after these), "precision" (nor once the
                times are known this well: `standard_error`)
@@ -289,7 +289,7 @@ def bandwidth(spec: dict[str, Any], _job: Path) -> dict[str, Any]:
         libc.memchr(buffers[number], 0, size)
 
     seconds: list[float] = []
-    end = time.monotonic() + SCAN_S
+    end = time.monotonic() + spec.get("seconds", SCAN_S)
     while len(seconds) < 8 or time.monotonic() < end:
         readers = [threading.Thread(target=scan, args=(n,)) for n in range(threads)]
         began = time.perf_counter()

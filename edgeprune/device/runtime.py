@@ -21,7 +21,7 @@ from pathlib import Path
 
 from edgeprune.cache import cache_directory
 from edgeprune.device.probe import DeviceFacts
-from edgeprune.device.transport import Transport, checked
+from edgeprune.device.transport import Transport, check_room, checked, rename, sending
 from edgeprune.errors import DeviceError, EdgePruneError
 from edgeprune.records import digest, file_digest
 
@@ -112,22 +112,16 @@ def provision(transport: Transport, archive: Path, work: str, python: str, notif
     place = f"{work}/runtime/{archive.stem}"
     if transport.run(["test", "-d", place]).status == 0:
         return place
-    size = archive.stat().st_size / 2**20
-
-    def progress(done: int, total: int) -> None:
-        notify(f"sending the runtime, {done * 100 // max(total, 1)} % of {size:.0f} MiB")
-
+    with zipfile.ZipFile(archive) as packed:
+        unpacked = sum(entry.file_size for entry in packed.infolist())
     checked(transport, ["mkdir", "-p", f"{work}/runtime"])
-    transport.put(archive, f"{place}.zip", progress)
+    check_room(transport, "the target", f"{work}/runtime", archive.stat().st_size + unpacked)
+    transport.put(archive, f"{place}.zip", sending("the runtime", notify))
     notify("unpacking the runtime")
-    sum_of = "import hashlib,sys;print(hashlib.sha256(open(sys.argv[1],'rb').read()).hexdigest())"
-    arrived = checked(transport, [python, "-c", sum_of, f"{place}.zip"], timeout_s=300).strip()
-    if arrived != file_digest(archive):
-        raise DeviceError("the runtime arrived damaged", got=arrived, remedy="run again")
     checked(transport, ["rm", "-rf", f"{place}.part"])
     checked(transport, [python, "-m", "zipfile", "-e", f"{place}.zip", f"{place}.part"],
             timeout_s=600)
-    checked(transport, ["mv", f"{place}.part", place])
+    rename(transport, f"{place}.part", place)
     checked(transport, ["rm", "-f", f"{place}.zip"])
     return place
 

@@ -6,31 +6,35 @@ the stages: `with open_device(target) as device: device.run_job(...)`.
 
 from __future__ import annotations
 
-import json
-import os
-import secrets
-import socket
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.resources import as_file, files
+from importlib.resources import files
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from edgeprune.device.agent import start_time
+from edgeprune.device.fitness import check_usable
+from edgeprune.device.jobs import Jobs
+from edgeprune.device.persistence import PersistentTransport
 from edgeprune.device.probe import DeviceFacts, probe
 from edgeprune.device.runtime import Notify, onnx_archive, provision, runtime_archive
 from edgeprune.device.target import Target
-from edgeprune.device.transport import LocalTransport, Transport, checked
+from edgeprune.device.transport import (
+    LocalTransport,
+    Transport,
+    check_room,
+    checked,
+    rename,
+    sending,
+)
 from edgeprune.errors import DeviceError
 from edgeprune.records import digest, file_digest
 
 POLL_S, LOCAL_POLL_S = 20, 5
 PROGRAMS = ("agent.py", "runner.py", "engine_llama.py", "engine_onnx.py")
-JOB_LIMIT_S = 3 * 3600
+NO_RUNTIME = {"bandwidth"}  # kinds of jobs that the standard library does
+OLD_PART_DAYS = 1  # what was sent of a file counts as given up
 
 
 @dataclass
@@ -40,6 +44,9 @@ class Device:
     Attributes:
         target: As described by the user.
         facts: As probed.
+        transport: The way to it.
+        work: Its work directory.
+        notify: Told what is being done when it takes long.
         threads: CPU threads that measurements use: the target file's number, else all CPUs.
     """
 
@@ -49,31 +56,45 @@ class Device:
     work: str
     notify: Notify
     threads: int
-    _runtime: str | None = field(default=None, repr=False)
-    _onnx: str | None = field(default=None, repr=False)
+    _programs: str | None = field(default=None, repr=False)
+    _runtimes: dict[str, str] = field(default_factory=dict, repr=False)
 
     def setup(self) -> str:
-        """Put agent and runtime on the target; return the directory for PYTHONPATH."""
-        if self._runtime is None:
+        """Put agent and runtime on the target; return the directory for PYTHONPATH.
+
+        Raises:
+            DeviceError: The target cannot be used (`edgeprune.device.fitness`).
+        """
+        check_usable(self.target, self.facts)
+        self.jobs()
+        if self.target.is_local:
+            return ""  # the installed package
+        if "llama" not in self._runtimes:
+            self._runtimes["llama"] = self._provision(runtime_archive(self.facts, self.notify))
+        return self._runtimes["llama"]
+
+    def jobs(self) -> Jobs:
+        """Return the target's jobs; the agent is put there, unless it is there."""
+        if self._programs is None:
             checked(self.transport, ["mkdir", "-p", f"{self.work}/models", f"{self.work}/jobs"])
-            for name in PROGRAMS:
-                with as_file(files("edgeprune.device") / name) as program:
-                    self.transport.put(program, f"{self.work}/{name}")
-            if self.target.is_local:
-                self._runtime = ""  # the installed package
-            else:
-                archive = runtime_archive(self.facts, self.notify)
-                self._runtime = self._provision(archive)
-            self._end_orphans()
-        return self._runtime
+            checked(self.transport, ["find", f"{self.work}/models", "-name", "*.part", "-mtime",
+                                     f"+{OLD_PART_DAYS}", "-delete"])
+            self._programs = self._put_programs()
+        return Jobs(self.transport, self.target.name, self.work, self._python,
+                    f"{self._programs}/agent.py", self.notify,
+                    LOCAL_POLL_S if self.target.is_local else POLL_S)
 
     def put_model(self, path: Path) -> str:
         """Copy a model to the target under the name of its content, unless it is there already.
 
         Args:
             path: A file, or a directory of files.
+
+        Raises:
+            DeviceError: There is no room for it, or the target cannot be used.
         """
-        self.setup()
+        check_usable(self.target, self.facts)
+        self.jobs()
         remote = self.remote_name(path)
         if not path.is_dir():
             self._put_file(path, remote)
@@ -88,12 +109,8 @@ class Device:
         present = self.transport.run(["stat", "-c", "%s", remote])
         if present.status == 0 and present.stdout.strip() == str(size):
             return
-
-        def progress(done: int, total: int) -> None:
-            self.notify(f"sending {path.name}, {done * 100 // max(total, 1)} % "
-                        f"of {size / 2**20:.0f} MiB")
-
-        self.transport.put(path, remote, progress)
+        check_room(self.transport, self.target.name, self.work, size)
+        self.transport.put(path, remote, sending(path.name, self.notify))
 
     def remote_name(self, path: Path) -> str:
         """Return where `put_model` puts a model: under the name of its content."""
@@ -106,44 +123,37 @@ class Device:
         checked(self.transport, ["rm", "-rf", remote])
 
     def run_job(self, spec: dict[str, Any], what: str) -> dict[str, Any]:
-        """Run an agent job and return its result with the samples in `samples`.
+        """Run an agent job and return its result; see `Jobs.run`."""
+        check_usable(self.target, self.facts)
+        return self.jobs().run(spec, what, self._runtime_for(spec))
 
-        Args:
-            spec: The content of `job.json`; see `edgeprune.device.agent`.
-            what: Said to the user while it runs.
-
-        Raises:
-            DeviceError: The job failed, was killed, or took too long.
-        """
-        runtime = self.setup()
+    def _runtime_for(self, spec: dict[str, Any]) -> Sequence[str]:
+        """Return what a job needs on its PYTHONPATH, put on the target."""
+        if self.target.is_local or spec["kind"] in NO_RUNTIME:
+            return ()
+        needed = [self.setup()]
         if any(model.get("format") == "onnx" for model in spec.get("models", ())):
-            runtime = self._with_onnx(runtime)
-        job = f"{self.work}/jobs/{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
-        checked(self.transport, ["mkdir", "-p", job])
-        with TemporaryDirectory() as scratch:
-            local = Path(scratch)
-            (local / "job.json").write_text(json.dumps({**spec, "owner": _owner()}))
-            self.transport.put(local / "job.json", f"{job}/job.json")
-            agent = [*(["env", f"PYTHONPATH={runtime}"] if runtime else []), *self._agent]
-            try:
-                checked(self.transport, [*agent, "start", job])
-                self._await(agent, job, spec, what)
-            except BaseException:
-                with suppress(DeviceError):  # what failed first is what the user must hear
-                    self.transport.run([*agent, "stop", job])
-                raise
-            result = self._fetch(job, local)
-        checked(self.transport, ["rm", "-rf", job])
-        return result
+            needed.append(self._onnx())
+        return needed
+
+    def _put_programs(self) -> str:
+        """Put the agent and what it runs in a directory named by their content; return it."""
+        programs = {name: files("edgeprune.device").joinpath(name) for name in PROGRAMS}
+        content = digest({name: file.read_text("utf-8") for name, file in programs.items()})
+        place = f"{self.work}/agent/{content}"
+        if self.transport.run(["test", "-d", place]).status:
+            checked(self.transport, ["mkdir", "-p", f"{place}.part"])
+            for name, file in programs.items():
+                self.transport.put(Path(str(file)), f"{place}.part/{name}")
+            rename(self.transport, f"{place}.part", place)
+        return place
 
     def _provision(self, archive: Path) -> str:
         return provision(self.transport, archive, self.work, self._python, self.notify)
 
-    def _with_onnx(self, runtime: str) -> str:
-        """Put onnxruntime on the target, too; return both directories for PYTHONPATH."""
-        if self.target.is_local:
-            return runtime
-        if self._onnx is None:
+    def _onnx(self) -> str:
+        """Put onnxruntime on the target, too; return its directory."""
+        if "onnx" not in self._runtimes:
             place = self._provision(onnx_archive(self.facts, self.notify))
             tried = self.transport.run(
                 ["env", f"PYTHONPATH={place}", self._python, "-c", "import onnxruntime"])
@@ -152,77 +162,12 @@ class Device:
                     f"onnxruntime does not run on {self.target.name}",
                     got=tried.stderr.strip()[-200:],
                     remedy="it needs libstdc++ there (apt install libstdc++6)")
-            self._onnx = place
-        return f"{runtime}:{self._onnx}"
-
-    def _await(self, agent: list[str], job: str, spec: dict[str, Any], what: str) -> None:
-        deadline = time.monotonic() + JOB_LIMIT_S
-        # one waiting process there, not a poll from here: on a small machine polls are load (a
-        # new python each second cost a 2-core machine 3 % of its CPU time)
-        poll_s = LOCAL_POLL_S if self.target.is_local else POLL_S
-        while True:
-            answer = checked(self.transport, [*agent, "wait", job, str(poll_s)],
-                             timeout_s=poll_s + 120)
-            try:
-                state = json.loads(answer)
-                name, requests = str(state["state"]), int(state["requests"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise DeviceError("the agent's answer cannot be read", got=answer[:200]) from error
-            asked = int(spec.get("requests", 0)) * len(spec.get("models", ()))
-            self.notify(f"{what}: {requests} of {asked} requests" if asked else what)
-            if name == "done":
-                return
-            if name == "lost":
-                log = self.transport.run(["tail", "-n", "3", f"{job}/log.txt"]).stdout.strip()
-                raise DeviceError(
-                    f"{what}: the job's process vanished from the target", got=log[-200:] or None,
-                    remedy="out of memory? (dmesg there tells)",
-                )
-            if time.monotonic() > deadline:
-                raise DeviceError(f"{what}: no end after {JOB_LIMIT_S // 3600} hours")
-
-    def _fetch(self, job: str, local: Path) -> dict[str, Any]:
-        self.transport.get(f"{job}/result.json", local / "result.json")
-        try:
-            result: dict[str, Any] = json.loads((local / "result.json").read_text())
-            if not result.pop("ok"):
-                raise DeviceError("the job failed on the target", got=result.get("error"),
-                                  remedy=f"its log is {job}/log.txt there")
-            self.transport.get(f"{job}/samples.jsonl", local / "samples.jsonl")
-            lines = (local / "samples.jsonl").read_text().splitlines()
-            result["samples"] = [json.loads(line) for line in lines]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DeviceError("the job's result cannot be read", got=str(error)) from error
-        return result
-
-    def _end_orphans(self) -> None:
-        """End the jobs of an edgeprune that was killed on this machine; they would disturb ours."""
-        jobs = f"{self.work}/jobs"
-        for name in checked(self.transport, ["ls", jobs]).split():
-            written = self.transport.run(["cat", f"{jobs}/{name}/job.json"])
-            try:
-                owner = json.loads(written.stdout)["owner"]
-                orphaned = owner["host"] == socket.gethostname() and (
-                    start_time(owner["pid"]) != owner["started"])
-            except (ValueError, KeyError, TypeError):
-                continue
-            if orphaned:
-                self.notify("ending a job that a killed edgeprune left on the target")
-                self.transport.run([*self._agent, "stop", f"{jobs}/{name}"])
-                self.transport.run(["rm", "-rf", f"{jobs}/{name}"])
-
-    @property
-    def _agent(self) -> list[str]:
-        return [self._python, f"{self.work}/agent.py"]
+            self._runtimes["onnx"] = place
+        return self._runtimes["onnx"]
 
     @property
     def _python(self) -> str:
         return sys.executable if self.target.is_local else self.target.python
-
-
-def _owner() -> dict[str, Any]:
-    """Identify this process, so that a later one can tell whether it still lives."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": start_time(os.getpid())}
 
 
 @contextmanager
@@ -230,7 +175,7 @@ def open_device(
     target: Target,
     *,
     notify: Notify = lambda _: None,
-    connect: Callable[[Target], Transport] | None = None,
+    connect: Callable[[Target, Notify], Transport] | None = None,
 ) -> Iterator[Device]:
     """Connect to a target, probe it, and close the connection at the end.
 
@@ -242,20 +187,20 @@ def open_device(
     Raises:
         DeviceError: Unreachable, refused, or not a machine that edgeprune can use.
     """
-    transport = (connect or connect_to)(target)
+    transport = (connect or connect_to)(target, notify)
     try:
         python = sys.executable if target.is_local else target.python
-        facts = probe(transport, python=python, emulated=target.emulated)
         work = target.work_directory.removeprefix("~/")
+        facts = probe(transport, python=python, work=work, emulated=target.emulated)
         yield Device(target, facts, transport, work, notify, target.threads or facts.cpus)
     finally:
         transport.close()
 
 
-def connect_to(target: Target) -> Transport:
+def connect_to(target: Target, notify: Notify) -> Transport:
     """Open the transport that a target asks for."""
     if target.is_local:
         return LocalTransport()
     from edgeprune.device.ssh import SSHTransport  # noqa: PLC0415 - paramiko is not for --help
 
-    return SSHTransport(target)
+    return PersistentTransport(SSHTransport(target), notify)

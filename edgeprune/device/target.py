@@ -60,7 +60,7 @@ def load_target(name: str, directory: Path) -> Target:
         raise UsageError(f"no target file {path}", remedy=nearest(name, known))
     try:
         keys = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise UsageError(f"{path} is not a TOML file ({error})") from error
     return _checked(keys, path)
 

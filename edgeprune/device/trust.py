@@ -27,7 +27,7 @@ def known_keys(target: Target | None, route: Route) -> paramiko.HostKeys:
         DeviceError: A file cannot be read.
     """
     keys, files = paramiko.HostKeys(), route.known_hosts
-    if target is not None and (target.known_hosts is not None or _names(own_file(target), route)):
+    if target is not None and has_own_keys(target, route):
         files = (own_file(target),)
     for file in files:
         try:
@@ -36,6 +36,11 @@ def known_keys(target: Target | None, route: Route) -> paramiko.HostKeys:
             raise DeviceError(f"host keys cannot be read ({error})",
                               remedy="correct 'known_hosts' in the target file") from error
     return keys
+
+
+def has_own_keys(target: Target, route: Route) -> bool:
+    """Tell whether the target's own file of host keys is the one that counts."""
+    return target.known_hosts is not None or pinned(target, route) is not None
 
 
 def pin(target: Target, route: Route, key: paramiko.PKey) -> Path:
@@ -87,10 +92,6 @@ def check_shown(target: Target, key: paramiko.PKey, fingerprint: str) -> None:
 def own_file(target: Target) -> Path:
     """Return the target's own file of host keys, which need not be there."""
     return (target.known_hosts or target.file.with_suffix(".known_hosts")).expanduser()
-
-
-def _names(file: Path, route: Route) -> bool:
-    return file.is_file() and paramiko.HostKeys(str(file)).lookup(route.name) is not None
 
 
 def _is_of(line: str, name: str) -> bool:

@@ -105,7 +105,18 @@ def shape_of_config(config: Mapping[str, Any], *, where: str = "config.json") ->
     Raises:
         InputError: Not a Llama, an unsupported variant of one, or numbers that do not fit.
     """
-    _refuse_unsupported(config, where)
+    try:
+        _refuse_unsupported(config, where)
+        return LlamaShape.model_validate(_entries(config, where))
+    except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        raise InputError(
+            f"{where} is not a usable Llama config ({' '.join(lines[1:3] or lines)})",
+            remedy=SUPPORTED) from error
+
+
+def _entries(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return a shape's fields as a config tells them, or implies."""
     rope = _rope(config, where)
     heads = config.get("num_attention_heads")
     known = {name: config[name] for name in LlamaShape.model_fields if config.get(name) is not None}
@@ -113,13 +124,7 @@ def shape_of_config(config: Mapping[str, Any], *, where: str = "config.json") ->
     known.setdefault("num_key_value_heads", heads)
     if "head_dim" not in known and heads and config.get("hidden_size"):
         known["head_dim"] = config["hidden_size"] // heads
-    try:
-        return LlamaShape.model_validate(known)
-    except ValueError as error:
-        lines = [line.strip() for line in str(error).splitlines()[1:]]
-        raise InputError(
-            f"{where} is not a usable Llama config ({' '.join(lines[:2])})", remedy=SUPPORTED
-        ) from error
+    return known
 
 
 def _refuse_unsupported(config: Mapping[str, Any], where: str) -> None:

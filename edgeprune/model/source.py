@@ -24,6 +24,10 @@ from edgeprune.records import file_digest, write_text
 SMOLLM2 = "smollm2"
 GGUF_MAGIC = b"GGUF"
 CONFIG = "config.json"
+MOST_ENTRIES = 2**17  # of a GGUF header; models have hundreds
+# What readers of files raise on bytes that make no sense; of our own errors it holds none.
+MALFORMED = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError,
+             TypeError, ValueError)
 
 
 def resolve_model(
@@ -89,7 +93,7 @@ def read_config(path: Path) -> dict[str, Any]:
     file = path / CONFIG
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"{file} cannot be read ({error})",
             remedy="give a Hugging Face model directory, a .gguf file or 'smollm2'",
@@ -122,7 +126,11 @@ def _from_gguf(path: Path, notify: Callable[[str], None]) -> Path:
     notify(f"dequantizing {path.name} to F16 (once)")
     work = directory.with_name(directory.name + f".part{os.getpid()}")
     shutil.rmtree(work, ignore_errors=True)
-    _dequantize(path, work, scaling)
+    try:
+        _dequantize(path, work, scaling)
+    except MALFORMED as error:
+        shutil.rmtree(work, ignore_errors=True)
+        raise _unreadable(path, error) from error
     shutil.rmtree(directory, ignore_errors=True)
     work.rename(directory)
     return directory
@@ -133,17 +141,38 @@ def _check_gguf(path: Path) -> RopeScaling | None:
     from gguf import GGUFReader  # noqa: PLC0415 - planning and --help must not load it
 
     try:
+        _check_counts(path)
         reader = GGUFReader(path)
         fields = {name: field.contents() for name, field in reader.fields.items()
                   if name.startswith(("general.arch", "llama."))}
         factors = [float(x) for tensor in reader.tensors if tensor.name == "rope_freqs.weight"
                    for x in tensor.data]
-    except (ValueError, KeyError, IndexError, OverflowError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not a readable GGUF file ({error})",
-                         remedy="download or copy it again") from error
+        scaling = None
+        if fields.get("general.architecture") == "llama":
+            scaling = _rope_scaling(path, fields, factors)
+    except MALFORMED as error:
+        raise _unreadable(path, error) from error
     if (architecture := fields.get("general.architecture")) != "llama":
         raise InputError(f"{path}: unsupported GGUF architecture", got=architecture,
                          remedy="supported: 'llama'")
+    return scaling
+
+
+def _check_counts(path: Path) -> None:
+    """Refuse a header that would keep its reader busy for hours."""
+    with path.open("rb") as file:
+        head = file.read(24)
+    counts = [int.from_bytes(head[start : start + 8], "little") for start in (8, 16)]
+    if len(head) < 24 or max(counts) > MOST_ENTRIES:
+        raise ValueError(f"it announces {counts[0]} tensors and {counts[1]} entries")
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path} is not a readable GGUF file ({str(error)[:200]})",
+                      remedy="download or copy it again")
+
+
+def _rope_scaling(path: Path, fields: dict[str, Any], factors: list[float]) -> RopeScaling | None:
     kind = fields.get("llama.rope.scaling.type", "none")
     if kind == "linear":
         return RopeScaling(rope_type="linear", factor=fields["llama.rope.scaling.factor"])

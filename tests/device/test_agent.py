@@ -12,12 +12,22 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from edgeprune.device import agent, runner
 from edgeprune.export.gguf import export_gguf
 from edgeprune.model.checkpoint import Checkpoint
 from tests.tiny import make_tiny
 
 SOURCE = Path(agent.__file__)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    """Give the directory of a job, within a work directory."""
+    directory = tmp_path / "work/jobs/job"
+    directory.mkdir(parents=True)
+    return directory
 
 
 def _agent(command: str, job: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -48,16 +58,16 @@ def test_it_is_one_standard_library_file_for_python_3_9() -> None:
     assert {name.split(".")[0] for name in names} <= sys.stdlib_module_names
 
 
-def test_a_bench_job_keeps_every_sample(gguf_file: Path, tmp_path: Path) -> None:
-    _start(tmp_path, **_bench(gguf_file))
-    assert _wait(tmp_path) == {"state": "done", "requests": 3}
-    samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+def test_a_bench_job_keeps_every_sample(gguf_file: Path, job: Path) -> None:
+    _start(job, **_bench(gguf_file))
+    assert {"state": "done", "requests": 3}.items() <= _wait(job).items()
+    samples = [json.loads(line) for line in (job / "samples.jsonl").read_text().splitlines()]
     for sample in samples:
         times = sample["token_ns"]
         assert len(times) == 4
         assert times == sorted(times)
         assert times[0] > 0
-    result = json.loads((tmp_path / "result.json").read_text())
+    result = json.loads((job / "result.json").read_text())
     assert result["ok"]
     (model,) = result["models"]
     memory = model["memory"]
@@ -69,73 +79,104 @@ def test_a_bench_job_keeps_every_sample(gguf_file: Path, tmp_path: Path) -> None
 
 
 def test_several_models_take_turns_each_in_its_own_process(
-    gguf_file: Path, tmp_path: Path
+    gguf_file: Path, job: Path
 ) -> None:
-    large = tmp_path / "large.gguf"
-    checkpoint = Checkpoint(make_tiny(tmp_path / "model", hidden_size=512, vocab_size=8192,
+    large = job / "large.gguf"
+    checkpoint = Checkpoint(make_tiny(job / "model", hidden_size=512, vocab_size=8192,
                                       intermediate_size=2048, head_dim=128))
     export_gguf(checkpoint, None, large, quant="F16", name="large")
-    _start(tmp_path, **_bench(gguf_file, large))
-    assert _wait(tmp_path) == {"state": "done", "requests": 6}
-    lines = (tmp_path / "samples.jsonl").read_text().splitlines()
+    _start(job, **_bench(gguf_file, large))
+    assert {"state": "done", "requests": 6}.items() <= _wait(job).items()
+    lines = (job / "samples.jsonl").read_text().splitlines()
     assert [json.loads(line)["model"] for line in lines] == [0, 1, 0, 1, 0, 1]
-    small, big = json.loads((tmp_path / "result.json").read_text())["models"]
+    small, big = json.loads((job / "result.json").read_text())["models"]
     # each process has its own model's memory only
     assert big["memory"]["peak_bytes"] - small["memory"]["peak_bytes"] > (
         large.stat().st_size - gguf_file.stat().st_size) / 2
 
 
-def test_the_death_of_a_models_process_is_told(gguf_file: Path, tmp_path: Path) -> None:
-    _start(tmp_path, **_bench(gguf_file, gguf_file, requests=10**6))
-    _until(lambda: _wait(tmp_path, 0)["requests"] > 0)
-    job = json.loads((tmp_path / "pid").read_text())["pid"]
-    children = Path(f"/proc/{job}/task/{job}/children").read_text().split()
+def test_the_death_of_a_models_process_is_told(gguf_file: Path, job: Path) -> None:
+    _start(job, **_bench(gguf_file, gguf_file, requests=10**6))
+    _until(lambda: _wait(job, 0)["requests"] > 0)
+    pid = json.loads((job / "pid").read_text())["pid"]
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     assert len(children) == 2
     os.kill(int(children[0]), signal.SIGKILL)
-    assert _wait(tmp_path)["state"] == "done"
-    result = json.loads((tmp_path / "result.json").read_text())
+    assert _wait(job)["state"] == "done"
+    result = json.loads((job / "result.json").read_text())
     assert "ended by signal 9" in result["error"]
     _until(lambda: agent.start_time(int(children[1])) is None)  # the other one ends with the job
 
 
 def test_start_returns_while_the_job_runs_and_stop_ends_it(
-    gguf_file: Path, tmp_path: Path
+    gguf_file: Path, job: Path
 ) -> None:
     began = time.monotonic()
-    _start(tmp_path, **_bench(gguf_file, requests=10**6))
+    _start(job, **_bench(gguf_file, requests=10**6))
     assert time.monotonic() - began < 20
-    _until(lambda: _wait(tmp_path, 0)["requests"] > 0)
-    assert _wait(tmp_path, 0)["state"] == "running"
-    job = json.loads((tmp_path / "pid").read_text())["pid"]
-    (worker,) = Path(f"/proc/{job}/task/{job}/children").read_text().split()
-    assert _agent("stop", tmp_path).returncode == 0
+    _until(lambda: _wait(job, 0)["requests"] > 0)
+    assert _wait(job, 0)["state"] == "running"
+    pid = json.loads((job / "pid").read_text())["pid"]
+    (worker,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    assert _agent("stop", job).returncode == 0
     assert agent.start_time(int(worker)) is None  # gone, or waiting to be reaped
-    assert _wait(tmp_path, 0)["state"] != "running"
+    assert _wait(job, 0)["state"] != "running"
 
 
-def test_a_killed_job_is_lost_not_done(gguf_file: Path, tmp_path: Path) -> None:
-    _start(tmp_path, **_bench(gguf_file, requests=10**6))
-    _until((tmp_path / "pid").exists)
-    os.kill(json.loads((tmp_path / "pid").read_text())["pid"], signal.SIGKILL)
-    assert _wait(tmp_path)["state"] == "lost"
+def test_a_killed_job_is_lost_not_done(gguf_file: Path, job: Path) -> None:
+    _start(job, **_bench(gguf_file, requests=10**6))
+    _until((job / "pid").exists)
+    os.kill(json.loads((job / "pid").read_text())["pid"], signal.SIGKILL)
+    assert _wait(job)["state"] == "lost"
 
 
-def test_a_failing_job_says_why(tmp_path: Path) -> None:
-    _start(tmp_path, **_bench(tmp_path / "nothing.gguf"))
-    assert _wait(tmp_path)["state"] == "done"
-    result = json.loads((tmp_path / "result.json").read_text())
+def test_a_failing_job_says_why(job: Path) -> None:
+    _start(job, **_bench(job / "nothing.gguf"))
+    assert _wait(job)["state"] == "done"
+    result = json.loads((job / "result.json").read_text())
     assert not result["ok"]
     assert "nothing.gguf" in result["error"]
-    assert "Traceback" in (tmp_path / "log.txt").read_text()
+    assert "Traceback" in (job / "log.txt").read_text()
 
 
-def test_a_reused_process_number_is_not_the_job(tmp_path: Path) -> None:
-    (tmp_path / "job.json").write_text("{}")
-    mine = {"pid": os.getpid(), "started": agent.start_time(os.getpid())}
-    (tmp_path / "pid").write_text(json.dumps(mine))
-    assert agent.alive(tmp_path)
-    (tmp_path / "pid").write_text(json.dumps({**mine, "started": 1}))
-    assert not agent.alive(tmp_path)
+def test_a_reused_process_number_is_not_the_job(job: Path) -> None:
+    (job / "job.json").write_text("{}")
+    mine = {"pid": os.getpid(), "boot": agent.boot(), "started": agent.start_time(os.getpid())}
+    (job / "pid").write_text(json.dumps(mine))
+    assert agent.alive(job)
+    for other in ({"started": 1}, {"boot": "before"}):
+        (job / "pid").write_text(json.dumps({**mine, **other}))
+        assert not agent.alive(job)
+    assert agent.state_of(job)["restarted"]
+
+
+def test_one_job_runs_at_a_time_and_starting_it_twice_changes_nothing(
+    gguf_file: Path, job: Path
+) -> None:
+    _start(job, **_bench(gguf_file, requests=10**6))
+    _until((job / "pid").exists)
+    first = (job / "pid").read_text()
+    assert _agent("start", job).returncode == 0
+    assert (job / "pid").read_text() == first
+    other = job.with_name("other")
+    other.mkdir()
+    (other / "job.json").write_text("{}")
+    refused = _agent("start", other)
+    assert refused.returncode == agent.BUSY
+    assert json.loads(refused.stdout)["job"] == "job"
+    assert not (other / "begun").exists()
+    assert _wait(job, 0)["silent_s"] < 60
+    held = json.loads(_agent("holder", job.parent.parent).stdout)
+    assert held["job"] == "job"
+    assert 0 <= held["watched_s"] < 60
+    assert _agent("stop", job).returncode == 0
+    assert json.loads(_agent("holder", job.parent.parent).stdout) == {}
+    # ended: it is not begun again
+    assert _agent("start", job).returncode == 0
+    assert (job / "pid").read_text() == first
+    # the other one may run now: a lock is never left behind
+    assert _agent("start", other).returncode == 0
+    assert _wait(other)["state"] == "done"  # and fails, its job.json names nothing
 
 
 def test_prompts_are_the_same_in_every_run() -> None:
@@ -143,8 +184,8 @@ def test_prompts_are_the_same_in_every_run() -> None:
     assert all(0 <= token < 7 for token in runner.prompt_tokens(7, 100))
 
 
-def test_an_unknown_command_is_refused(tmp_path: Path) -> None:
-    assert _agent("dance", tmp_path).returncode == 2
+def test_an_unknown_command_is_refused(job: Path) -> None:
+    assert _agent("dance", job).returncode == 2
 
 
 def _until(condition: Any, limit_s: float = 60) -> None:

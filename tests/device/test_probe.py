@@ -30,7 +30,7 @@ PI5 = {
     "/sys/devices/system/cpu/cpu0/cache/index3/size:2048K\n",
     "governor": "ondemand\n",
     "board": "raspberrypi,5-model-b\0brcm,bcm2712\0",
-    "python": "3.11.2 2.36 12345678\n",
+    "python": "3.11.2 2.36 12345678 1 1000.5\n",
 }
 QEMU = {
     **PI5,
@@ -53,6 +53,8 @@ def test_a_raspberry_pi_5_is_known() -> None:
     assert facts.caches == {"L1 Data": "64K", "L3 Unified": "2048K"}
     assert (facts.python, facts.glibc, facts.disk_free_bytes) == ("3.11.2", "2.36", 12345678)
     assert not facts.emulated
+    assert (facts.writable, facts.available_bytes) == (True, 7500000 * 1024)
+    assert facts_of(PI5, now=1060.5).clock_ahead_s == -60
 
 
 def test_the_emulated_machine_is_called_emulated() -> None:
@@ -73,18 +75,19 @@ def test_the_target_file_has_the_last_word_on_emulation() -> None:
 
 
 def test_free_disk_does_not_make_another_machine() -> None:
-    later = facts_of({**PI5, "python": "3.11.2 2.36 99\n"})
+    later = facts_of({**PI5, "python": "3.11.2 2.36 99 0 9.0\n"})
     assert later.identity() == facts_of(PI5).identity()
     assert facts_of(QEMU).identity() != facts_of(PI5).identity()
 
 
 def test_musl_has_no_glibc() -> None:
-    assert facts_of({**PI5, "python": "3.12.1 - 5\n"}).glibc is None
+    assert facts_of({**PI5, "python": "3.12.1 - 5 1 0\n"}).glibc is None
 
 
 @pytest.mark.parametrize("change", [
     {"uname": "Darwin 23 arm64"}, {"uname": ""}, {"meminfo": ""}, {"cpus": "many"},
-    {"python": "one two"},
+    {"python": "one two"}, {"python": "3.11.2 2.36 5 1 nan"}, {"python": "three 2.36 5 1 0"},
+    {"python": "3.11.2 old 5 1 0"},
 ])
 def test_answers_that_make_no_sense_are_refused(change: dict[str, str]) -> None:
     with pytest.raises(DeviceError):
@@ -130,3 +133,13 @@ def test_this_machine_can_be_probed() -> None:
     assert facts.cpus >= 1
     assert facts.ram_bytes > 2**28
     assert not facts.emulated
+    assert facts.writable
+    assert abs(facts.clock_ahead_s) < 60
+    assert facts.available_bytes is not None
+    assert 0 < facts.available_bytes <= facts.ram_bytes
+
+
+def test_the_disk_of_the_work_directory_is_the_one_that_counts() -> None:
+    home, elsewhere = (probe(LocalTransport(), python="python3", work=work)
+                       for work in (".", "/dev/shm/not/there/yet"))  # noqa: S108 - not written to
+    assert home.disk_free_bytes != elsewhere.disk_free_bytes

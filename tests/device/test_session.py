@@ -100,7 +100,7 @@ def test_the_jobs_of_a_killed_run_are_ended(gguf_file: Path, tmp_path: Path) -> 
     pid = json.loads((job / "pid").read_text())["pid"]
     assert _is_running(pid)  # it outlived its host
     with open_device(Target(name="here", work_directory=str(work))) as device:
-        device.setup()
+        device.run_job({"kind": "info"}, "another job")
     assert not _is_running(pid)
     assert not job.exists()
 

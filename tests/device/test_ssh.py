@@ -1,0 +1,168 @@
+"""SSH over a real sshd on this machine: transfers that go on where they broke, and refusals."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edgeprune.device.persistence import PersistentTransport
+from edgeprune.device.ssh import NATIVE_BYTES, SSHTransport
+from edgeprune.device.transport import checked
+from edgeprune.errors import ConnectionLost, DeviceError
+from edgeprune.records import file_digest
+from tests.sshd import Relay, Server
+
+SIZE = 5 * NATIVE_BYTES
+
+
+@pytest.fixture
+def relay(sshd: Server) -> Iterator[Relay]:
+    with Relay(sshd.port) as relay:
+        sshd.trusts(relay.port)
+        yield relay
+
+
+@pytest.fixture(params=["ssh", "sftp"])
+def way(request: pytest.FixtureRequest, sshd: Server, relay: Relay) -> Iterator[SSHTransport]:
+    """Give a transport through the relay that sends large files in one way, or in the other."""
+    transport = SSHTransport(sshd.target(port=relay.port))
+    if request.param == "sftp":
+        transport._native = None
+    yield transport
+    transport.close()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "model").write_bytes(os.urandom(SIZE))
+    return tmp_path / "model"
+
+
+def _part(remote: Path, file: Path) -> Path:
+    return remote.with_name(f"{remote.name}.{file_digest(file)[:16]}.part")
+
+
+def test_a_file_arrives_whole(way: SSHTransport, file: Path, tmp_path: Path) -> None:
+    remote, seen = tmp_path / "with blank 'and quote", list[int]()
+    way.put(file, str(remote), lambda done, _: seen.append(done))
+    assert remote.read_bytes() == file.read_bytes()
+    assert seen[-1] == SIZE
+    assert seen == sorted(seen)
+    assert not _part(remote, file).exists()
+
+
+def test_an_upload_goes_on_where_it_broke(
+    way: SSHTransport, relay: Relay, file: Path, tmp_path: Path
+) -> None:
+    remote = tmp_path / "there"
+    relay.cut_after(SIZE // 2)
+    with pytest.raises(ConnectionLost):
+        way.put(file, str(remote))
+    assert not remote.exists()
+    arrived = _part(remote, file).stat().st_size
+    assert 0 < arrived < SIZE
+    seen = list[int]()
+    way.put(file, str(remote), lambda done, _: seen.append(done))
+    assert remote.read_bytes() == file.read_bytes()
+    assert seen[0] > arrived  # what had arrived was not sent again
+
+
+@pytest.mark.parametrize("there", [SIZE // 3, SIZE + 10])
+def test_what_is_there_and_wrong_is_sent_anew(
+    way: SSHTransport, file: Path, tmp_path: Path, there: int
+) -> None:
+    """A machine that lost its power may keep a file's size and not its bytes."""
+    remote = tmp_path / "there"
+    _part(remote, file).write_bytes(b"\0" * there)
+    way.put(file, str(remote))
+    assert remote.read_bytes() == file.read_bytes()
+
+
+def test_a_directory_that_cannot_be_written_is_no_lost_connection(
+    way: SSHTransport, file: Path
+) -> None:
+    with pytest.raises(DeviceError, match="may the user write") as refused:
+        way.put(file, "/proc/no")
+    assert not isinstance(refused.value, ConnectionLost)
+
+
+def test_an_empty_file_arrives(way: SSHTransport, tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    way.put(tmp_path / "empty", str(tmp_path / "there"))
+    assert (tmp_path / "there").read_bytes() == b""
+
+
+def test_what_prints_without_end_is_refused(sshd: Server) -> None:
+    with_end = SSHTransport(sshd.target())
+    try:
+        with pytest.raises(DeviceError, match="without end"):
+            with_end.run(["yes"])
+        assert checked(with_end, ["echo", "on"]) == "on\n"
+    finally:
+        with_end.close()
+
+
+def test_an_answer_that_is_too_large_is_not_fetched(way: SSHTransport, file: Path) -> None:
+    with pytest.raises(DeviceError, match="too large"):
+        way.get(str(file), file.with_name("copy"), SIZE - 1)
+    assert not file.with_name("copy").exists()
+    way.get(str(file), file.with_name("copy"), SIZE)
+    assert file.with_name("copy").read_bytes() == file.read_bytes()
+
+
+def test_persistence_brings_everything_through(
+    way: SSHTransport, relay: Relay, file: Path, tmp_path: Path
+) -> None:
+    said = list[str]()
+    persistent = PersistentTransport(way, said.append)
+    relay.cut_after(SIZE // 2)
+    persistent.put(file, str(tmp_path / "there"))
+    assert (tmp_path / "there").read_bytes() == file.read_bytes()
+    threading.Timer(0.5, relay.cut).start()
+    assert checked(persistent, ["sh", "-c", "sleep 1; echo done"]) == "done\n"
+    threading.Timer(0.02, relay.cut).start()
+    persistent.get(str(tmp_path / "there"), tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == file.read_bytes()
+    assert relay.cuts == 3
+    assert any("trying again" in line for line in said)
+
+
+def test_a_server_that_is_restarted_is_found_again(sshd: Server) -> None:
+    persistent = PersistentTransport(SSHTransport(sshd.target()), lambda _: None)
+    try:
+        sshd.stop()
+        threading.Timer(2, sshd.start).start()
+        assert checked(persistent, ["echo", "on"]) == "on\n"
+    finally:
+        persistent.close()
+
+
+def test_patience_ends(sshd: Server) -> None:
+    waits = list[float]()
+    with Relay(sshd.port) as relay:
+        sshd.trusts(relay.port)
+        way = SSHTransport(sshd.target(port=relay.port))
+        persistent = PersistentTransport(way, lambda _: None, patience_s=10, sleep=waits.append)
+    # nobody listens there any more
+    with pytest.raises(ConnectionLost, match="cannot reach"):
+        persistent.run(["true"])
+    assert waits == [0.5, 1, 2, 4, 8]
+    way.close()
+
+
+def test_another_host_at_the_same_place_is_never_tried_again(sshd: Server, tmp_path: Path) -> None:
+    sshd_file = tmp_path / "known"
+    key = (sshd.directory / "key.pub").read_text()  # any other key
+    way = SSHTransport(sshd.target())
+    sshd_file.write_text(f"[127.0.0.1]:{sshd.port} {key}")
+    way._target = sshd.target(known_hosts=sshd_file)
+    way.close()
+    waits = list[float]()
+    persistent = PersistentTransport(way, lambda _: None, sleep=waits.append)
+    with pytest.raises(DeviceError, match="has changed"):
+        persistent.run(["true"])
+    assert waits == []
