@@ -2,9 +2,9 @@
 
     python benchmarks/transfer.py [--mib 200] [--pairs 7]
 
-In turn: `scp`, and edgeprune's transfer, which hashes the file on both sides, writes it to the disk
-and renames it; by the `ssh` program, and by paramiko's SFTP where that cannot log in. Needs
-openssh-server (tests/sshd.py install).
+In turn: `scp`, `scp` and sha256sum on both sides, and edgeprune's transfer, which hashes the file
+on both sides, too, sees to it that it is on the disk, and renames it. Needs openssh-server
+(tests/sshd.py install).
 """
 
 from __future__ import annotations
@@ -38,12 +38,17 @@ def main() -> int:
         scp = ["scp", "-q", "-i", str(target.key), "-P", str(target.port), "-o",
                f"UserKnownHostsFile={target.known_hosts}", str(file),
                f"{target.user}@{target.host}:{there}"]
-        native, sftp = SSHTransport(target), SSHTransport(target)
-        sftp._native = None  # noqa: SLF001 - as where `ssh` cannot log in
+        own = SSHTransport(target)
+
+        def scp_and_sums() -> None:
+            subprocess.run(scp, check=True)
+            subprocess.run(["sha256sum", file], check=True, stdout=subprocess.DEVNULL)
+            own.run(["sha256sum", str(there)])
+
         ways: dict[str, Callable[[], object]] = {
             "scp": lambda: subprocess.run(scp, check=True),
-            "edgeprune, by ssh": lambda: native.put(file, str(there)),
-            "edgeprune, by SFTP": lambda: sftp.put(file, str(there)),
+            "scp, sha256sum on both sides": scp_and_sums,
+            "edgeprune": lambda: own.put(file, str(there)),
         }
         took: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(asked.pairs):
@@ -54,8 +59,7 @@ def main() -> int:
                 took[name].append(time.perf_counter() - began)
                 if there.read_bytes() != file.read_bytes():
                     raise RuntimeError(f"{name} sent something else")
-        native.close()
-        sftp.close()
+        own.close()
     print(f"{datetime.now(UTC):%Y-%m-%d}; {describe_machine()}; {asked.mib} MiB over loopback, "
           f"{asked.pairs} rounds\n")
     print("| | median s | MiB/s | rate to scp's: median (least, most) |")

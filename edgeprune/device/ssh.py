@@ -1,12 +1,13 @@
-"""The SSH transport, on paramiko; large files by the `ssh` program where it can log in.
+"""The SSH transport, on paramiko.
 
 In: a `Target` with a host. Out: a `Transport`. How it is reached, trusted and logged in to is
 `edgeprune.device.login`'s. This is the one place where an argv becomes a shell string.
 
-A file is sent as `NAME.CONTENT.part`, CONTENT being of its sha256: what arrived of it before is not
-sent again, whoever sent it. The target compares the whole file's sha256, writes it to its disk and
-renames it, in one go. Bytes are written to their places, never appended: two writers, one of which
-does not know yet that its connection is gone, write the same.
+A file arrives as `NAME.CONTENT.part`, CONTENT being of its sha256: what arrived of it before is not
+sent again, whoever sent it. The target hashes what it takes, compares the whole file's sha256, sees
+to it that it is on the disk, and renames it. Bytes are written to their places, never appended: two
+writers, one of which does not know yet that its connection is gone, write the same. (The `ssh`
+program in paramiko's place was tried, and was no faster: it has to log in once more.)
 """
 
 from __future__ import annotations
@@ -15,13 +16,12 @@ import secrets
 import shlex
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
 import paramiko
 
-from edgeprune.device import native
 from edgeprune.device.login import Ask, Login, ask_passphrase, log_in
 from edgeprune.device.target import Target
 from edgeprune.device.transport import (
@@ -35,21 +35,29 @@ from edgeprune.errors import ConnectionLost, DeviceError
 from edgeprune.records import file_digest
 
 CHUNK_BYTES = 32768
-NATIVE_BYTES = 2**22  # below, a login costs more than paramiko's slowness
+STALL_S = 120  # without a byte taken
 SLOWEST_DISK_BYTES_PER_S = 2**21
-# Names a file that arrived whole, or deletes it; done twice it does the same.
-_SEAL = """
+DAMAGED, SHORT = 3, 4  # how `_RECEIVE` ends when it does not end well
+_RECEIVE = """
 import hashlib, os, sys
-part, name, expected = sys.argv[1:]
-with open(part if os.path.exists(part) else name, "rb") as file:
-    found = hashlib.sha256()
-    for block in iter(lambda: file.read(1 << 20), b""):
+part, name, expected, begin, size = *sys.argv[1:4], *map(int, sys.argv[4:])
+found = hashlib.sha256()
+with open(os.open(part, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
+    while file.tell() < begin:
+        found.update(file.read(min(1 << 20, begin - file.tell())))
+    while block := sys.stdin.buffer.read(1 << 18):
+        file.write(block)
         found.update(block)
+    short = file.tell() < size
+    file.flush()
     os.fsync(file.fileno())
-whole = found.hexdigest() == expected
-if os.path.exists(part):
-    os.replace(part, name) if whole else os.remove(part)
-print("whole" if whole else "damaged")
+if short:
+    sys.exit(4)
+if found.hexdigest() != expected:
+    os.remove(part)
+    sys.exit(3)
+if os.path.exists(part):  # else another writer of the same was faster
+    os.replace(part, name)
 """
 
 
@@ -69,7 +77,6 @@ class SSHTransport:
         self._target, self._ask = target, cache(ask)
         self._login: Login | None = None
         self._files: paramiko.SFTPClient | None = None
-        self._native = native.command_of(target)
         self._connection()
 
     def run(self, argv: Sequence[str], *, timeout_s: float = 60) -> Completed:
@@ -106,18 +113,19 @@ class SSHTransport:
             if present > size:
                 checked(self, ["rm", "-f", "--", part])
                 present = 0
-            if present < size:
-                try:
-                    self._write(local, part, present, progress)
-                except ConnectionLost:
-                    raise
-                except DeviceError:  # the disk is full: give it back what was taken of it
-                    checked(self, ["rm", "-f", "--", part])
-                    raise
-            sealed = checked(self, [self._target.python, "-c", _SEAL, part, remote, content],
-                             timeout_s=120 + size / SLOWEST_DISK_BYTES_PER_S)
-            if sealed.strip() == "whole":
+            receive = [self._target.python, "-c", _RECEIVE, part, remote, content, str(present),
+                       str(size)]
+            done = self._feed(receive, local, present, progress)
+            if done.status == 0:
                 return
+            if done.status == SHORT:
+                raise self._lost(EOFError("closed while a file was sent"))
+            if done.status != DAMAGED:
+                # the disk is full: give it back what was taken of it
+                checked(self, ["rm", "-f", "--", part])
+                last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+                raise DeviceError(f"cannot copy {local.name} to {self._where}:{remote} ({last})",
+                                  remedy="is there enough disk, and may the user write there?")
         raise DeviceError(f"{local.name} arrives damaged at {self._where}:{remote}",
                           remedy="is the target's disk or memory faulty?")
 
@@ -159,26 +167,27 @@ class SSHTransport:
             except FileNotFoundError:
                 return 0
 
-    def _write(self, local: Path, part: str, begin: int, progress: Progress) -> None:
-        """Write a file's bytes from `begin` on to their places in a file on the target."""
-        if self._native is not None and local.stat().st_size - begin > NATIVE_BYTES:
-            try:
-                native.write(self._native, local, part, begin, progress)
-            except ConnectionLost:
-                if self._size_of(part) <= begin:
-                    self._native = None  # it cannot log in where we can: a passphrase, a hop
-                raise
-            return
-        size = local.stat().st_size
-        with (self._sftp(f"cannot copy {local.name} to {self._where}:{part}") as sftp,
-              local.open("rb") as source, sftp.open(part, "r+b" if begin else "wb") as sink):
-            sink.set_pipelined(True)
-            source.seek(begin)
-            sink.seek(begin)
-            while block := source.read(CHUNK_BYTES):
-                sink.write(block)
-                begin += len(block)
-                progress(begin, size)
+    def _feed(
+        self, argv: Sequence[str], file: Path, begin: int, progress: Progress
+    ) -> Completed:
+        """Run a command that reads a file's bytes from `begin` on."""
+        size = file.stat().st_size
+        try:
+            with self._connection().open_session() as channel, file.open("rb") as source:
+                channel.settimeout(STALL_S)
+                channel.exec_command(shlex.join(argv))
+                source.seek(begin)
+                with suppress(OSError):  # closed: its status says why
+                    while block := source.read(CHUNK_BYTES):
+                        channel.sendall(block)
+                        begin += len(block)
+                        progress(begin, size)
+                channel.shutdown_write()
+                limit_s = STALL_S + size / SLOWEST_DISK_BYTES_PER_S
+                err = _drain(channel, time.monotonic() + limit_s, self._where)[1]
+                return Completed(channel.recv_exit_status(), "", err.decode("utf-8", "replace"))
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            raise self._lost(error) from error
 
     @property
     def _where(self) -> str:

@@ -27,7 +27,7 @@ def known_keys(target: Target | None, route: Route) -> paramiko.HostKeys:
         DeviceError: A file cannot be read.
     """
     keys, files = paramiko.HostKeys(), route.known_hosts
-    if target is not None and has_own_keys(target, route):
+    if target is not None and (target.known_hosts is not None or pinned(target, route)):
         files = (own_file(target),)
     for file in files:
         try:
@@ -36,11 +36,6 @@ def known_keys(target: Target | None, route: Route) -> paramiko.HostKeys:
             raise DeviceError(f"host keys cannot be read ({error})",
                               remedy="correct 'known_hosts' in the target file") from error
     return keys
-
-
-def has_own_keys(target: Target, route: Route) -> bool:
-    """Tell whether the target's own file of host keys is the one that counts."""
-    return target.known_hosts is not None or pinned(target, route) is not None
 
 
 def pin(target: Target, route: Route, key: paramiko.PKey) -> Path:
