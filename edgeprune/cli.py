@@ -7,7 +7,6 @@ by the command that needs them, so `--help` stays instant.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -24,18 +23,33 @@ from rich.logging import RichHandler
 
 from edgeprune.cli_eval import evaluate
 from edgeprune.cli_judge import judge as judge_command
+from edgeprune.cli_plan import plan, profile
 from edgeprune.cli_recover import recover as recover_command
 from edgeprune.cli_sparsify import sparsify
 from edgeprune.cli_target import target_app
 from edgeprune.console import (
+    AllowLoss,
+    AnyQuant,
     AsJson,
+    BudgetText,
+    CalibrationFile,
+    EffortName,
     Format,
+    ImportanceName,
     Interrupted,
     JudgeModel,
     JudgeName,
     Model,
+    NoRepair,
+    Profiles,
+    ProfileSeconds,
     Quant,
+    RunName,
+    Runs,
+    StrategyName,
+    TargetName,
     Targets,
+    Threads,
     number_format,
     open_with_progress,
     print_table,
@@ -56,42 +70,6 @@ app = typer.Typer(
     "Example: edgeprune run smollm2 --target local --budget '100 tokens < 75%'",
 )
 app.add_typer(target_app, name="target")
-
-TargetName = Annotated[str, typer.Option(
-    "--target", "-t", help="'local', a name in targets/, or the path of a .toml file.")]
-AnyQuant = Annotated[str, typer.Option("--quant", help=(
-    "Q4_0, Q4_K_M, Q5_K_M, Q6_K, Q8_0, F16 or F32; 'auto' takes the one of the first five with "
-    "which the budget costs the least quality (each is profiled)."))]
-Threads = Annotated[str | None, typer.Option(help=(
-    "CPU threads on the target: a number, or 'auto' to measure which is best; the target file's, "
-    "else all CPUs, when left out."))]
-BudgetText = Annotated[str, typer.Option("--budget", "-b", help=(
-    "Demands joined by commas: 'N tokens [after P] [at pQ] < 2 s', 'ttft < 200 ms', "
-    "'decode > 14 tokens/s', 'ram < 16 GB', 'size < 4 GB', 'ppl_ratio < 1.2', 'kl < 0.1', "
-    "'judge_loss < 7 %', 'context >= 4096'; a percentage of what a target does is of the unpruned "
-    "model measured there. A path ending in .toml: a file with such text as `budget`."))]
-StrategyName = Annotated[str, typer.Option("--strategy", help=(
-    "Who chooses what is cut: 'edgeprune' (layers, heads and FFN jointly, repaired), or as "
-    "published: shortgpt, sleb, replaceme, uniform, flap, llm-pruner, llm-pruner-channel."))]
-ImportanceName = Annotated[str | None, typer.Option("--importance", help=(
-    "What decides which heads and channels a layer keeps, other than the strategy's own: obs, "
-    "energy, wanda, magnitude, taylor, fisher, fluctuation, random."))]
-NoRepair = Annotated[bool, typer.Option("--no-repair", help=(
-    "Leave the weights that stay as they are, instead of fitting them to the unpruned model."))]
-EffortName = Annotated[str, typer.Option("--effort", help=(
-    "low, medium or high: how much calibration text is looked at."))]
-AllowLoss = Annotated[bool, typer.Option("--allow-quality-loss", help=(
-    "Deploy an ONNX model however much its number format loses; else one whose perplexity is more "
-    "than 3 % above the float32 graph's is refused."))]
-CalibrationFile = Annotated[Path | None, typer.Option("--calibration", help=(
-    "UTF-8 text of what the model is used for; an excerpt of WikiText-2 when left out."))]
-RunName = Annotated[str | None, typer.Option("--name", help=(
-    "Name of the run directory; made from model, target and budget when left out."))]
-Runs = Annotated[Path, typer.Option(help="Where run directories are.")]
-Profiles = Annotated[Path, typer.Option(help="Where profiles are kept.")]
-ProfileSeconds = Annotated[float | None, typer.Option(min=1, help=(
-    "For how long shapes are measured, at most (on a busy machine twice), when there is no profile "
-    "yet; 210 when left out. What is measured for less is predicted less well."))]
 
 INTERRUPTED = 130  # what shells give a program that Ctrl-C ended
 
@@ -209,102 +187,6 @@ def run(
 
 
 @app.command()
-def plan(
-    model: Model,
-    target: TargetName,
-    budget: BudgetText,
-    kind: Format = "gguf",
-    quant: AnyQuant = DEFAULT_FORMAT,
-    threads: Threads = None,
-    strategy: StrategyName = "edgeprune",
-    importance: ImportanceName = None,
-    no_repair: NoRepair = False,
-    effort: EffortName = "medium",
-    calibration: CalibrationFile = None,
-    explain: Annotated[bool, typer.Option(
-        "--explain", help="Compare the plan with the exact optimum.")] = False,
-    name: RunName = None,
-    runs: Runs = Path("runs"),
-    targets: Targets = Path("targets"),
-    profiles: Profiles = Path("profiles"),
-    profile_seconds: ProfileSeconds = None,
-    as_json: AsJson = False,
-) -> None:
-    """Say what would be cut to hold a budget, and what it would cost, without building it.
-
-    Only synthetic models run on the target, which need not hold the unpruned one; percentages are
-    of that model as predicted. `run` goes on from what was scored.
-
-    Example: edgeprune plan ./my-llama --target board --budget 'decode > 14 tokens/s' --explain
-    """
-    from edgeprune.options import Options
-    from edgeprune.pipeline import plan_only
-    from edgeprune.pruning.calibration import effort_of
-    from edgeprune.report.explain import explanation
-    from edgeprune.report.render import limits_in_words, plan_lines, predicted_rows
-
-    wanted = Options(model=model, target=target, budget=budget, quant=number_format(kind, quant),
-                     threads=threads, strategy=strategy, importance=importance,
-                     repair=not no_repair, effort=effort_of(effort), calibration=calibration,
-                     name=name, runs=runs, targets=targets, profiles=profiles,
-                     profile_seconds=profile_seconds)
-    with progress(quiet=as_json) as (say, notify):
-        made, demand = plan_only(wanted, say=say, notify=notify)
-        lines = explanation(made, demand) if explain else []
-    if as_json:
-        print(json.dumps({"plan": made.model_dump(mode="json"), "explanation": lines}, indent=2))
-        return
-    print(f"budget: {limits_in_words(demand.limits)}")
-    for line in [*plan_lines(made), *lines]:
-        print(line)
-    print_table("predicted, not measured", ("predicted", "unpruned", "planned"),
-                 predicted_rows(made, demand))
-
-
-@app.command()
-def profile(
-    model: Model,
-    target: TargetName,
-    kind: Format = "gguf",
-    quant: Quant = DEFAULT_FORMAT,
-    threads: Threads = None,
-    fresh: Annotated[bool, typer.Option(
-        "--fresh", help="Measure even when there is a profile already.")] = False,
-    targets: Targets = Path("targets"),
-    profiles: Profiles = Path("profiles"),
-    profile_seconds: ProfileSeconds = None,
-    as_json: AsJson = False,
-) -> None:
-    """Measure what shapes around a model's cost on a target, with synthetic models.
-
-    No weights are read or sent: a directory with a config.json will do.
-
-    Example: edgeprune profile ./my-llama --target board
-    """
-    from edgeprune.model.quantization import check_format
-    from edgeprune.model.source import shape_of_model
-    from edgeprune.pipeline import set_threads
-    from edgeprune.profiling.profile import profile as measure_profile
-    from edgeprune.profiling.profile import profile_path
-    from edgeprune.report.render import profile_in_words, profile_rows
-
-    quant = check_format(number_format(kind, quant))
-    with open_with_progress(target, targets) as (device, say):
-        shape = shape_of_model(model, notify=device.notify)
-        set_threads(device, threads, shape, quant, profiles, (lambda _: None) if as_json else say)
-        found = measure_profile(device, shape, quant, profiles, seconds=profile_seconds,
-                                fresh=fresh)
-        where = profile_path(device, shape, quant, profiles)
-    if as_json:
-        print(found.model_dump_json(indent=2))
-        return
-    print(profile_in_words(found))
-    print_table(f"{shape.describe()}, {quant}", ("predicted for the unpruned model", "value"),
-                 profile_rows(found, shape))
-    print(f"profile: {where}")
-
-
-@app.command()
 def export(
     model: Model,
     destination: Annotated[Path, typer.Argument(help=(
@@ -390,6 +272,8 @@ def bench(
         raise typer.Exit(Verdict.INCONCLUSIVE.exit_code)
 
 
+app.command()(plan)
+app.command()(profile)
 app.command("eval")(evaluate)
 app.command("judge")(judge_command)
 app.command("recover")(recover_command)

@@ -36,6 +36,41 @@ JudgeName = Annotated[str | None, typer.Option("--judge", help=(
     "OPENAI_API_KEY), or a .gguf file."))]
 JudgeModel = Annotated[str | None, typer.Option("--judge-model", help=(
     "The endpoint's name for the judge."))]
+TargetName = Annotated[str, typer.Option(
+    "--target", "-t", help="'local', a name in targets/, or the path of a .toml file.")]
+AnyQuant = Annotated[str, typer.Option("--quant", help=(
+    "Q4_0, Q4_K_M, Q5_K_M, Q6_K, Q8_0, F16 or F32; 'auto' takes the one of the first five with "
+    "which the budget costs the least quality (each is profiled)."))]
+Threads = Annotated[str | None, typer.Option(help=(
+    "CPU threads on the target: a number, or 'auto' to measure which is best; the target file's, "
+    "else all CPUs, when left out."))]
+BudgetText = Annotated[str, typer.Option("--budget", "-b", help=(
+    "Demands joined by commas: 'N tokens [after P] [at pQ] < 2 s', 'ttft < 200 ms', "
+    "'decode > 14 tokens/s', 'ram < 16 GB', 'size < 4 GB', 'ppl_ratio < 1.2', 'kl < 0.1', "
+    "'judge_loss < 7 %', 'context >= 4096'; a percentage of what a target does is of the unpruned "
+    "model measured there. A path ending in .toml: a file with such text as `budget`."))]
+StrategyName = Annotated[str, typer.Option("--strategy", help=(
+    "Who chooses what is cut: 'edgeprune' (layers, heads and FFN jointly, repaired), or as "
+    "published: shortgpt, sleb, replaceme, uniform, flap, llm-pruner, llm-pruner-channel."))]
+ImportanceName = Annotated[str | None, typer.Option("--importance", help=(
+    "What decides which heads and channels a layer keeps, other than the strategy's own: obs, "
+    "energy, wanda, magnitude, taylor, fisher, fluctuation, random."))]
+NoRepair = Annotated[bool, typer.Option("--no-repair", help=(
+    "Leave the weights that stay as they are, instead of fitting them to the unpruned model."))]
+EffortName = Annotated[str, typer.Option("--effort", help=(
+    "low, medium or high: how much calibration text is looked at."))]
+AllowLoss = Annotated[bool, typer.Option("--allow-quality-loss", help=(
+    "Deploy an ONNX model however much its number format loses; else one whose perplexity is more "
+    "than 3 % above the float32 graph's is refused."))]
+CalibrationFile = Annotated[Path | None, typer.Option("--calibration", help=(
+    "UTF-8 text of what the model is used for; an excerpt of WikiText-2 when left out."))]
+RunName = Annotated[str | None, typer.Option("--name", help=(
+    "Name of the run directory; made from model, target and budget when left out."))]
+Runs = Annotated[Path, typer.Option(help="Where run directories are.")]
+Profiles = Annotated[Path, typer.Option(help="Where profiles are kept.")]
+ProfileSeconds = Annotated[float | None, typer.Option(min=1, help=(
+    "For how long shapes are measured, at most (on a busy machine twice), when there is no profile "
+    "yet; 210 when left out. What is measured for less is predicted less well."))]
 
 
 def number_format(kind: str, quant: str) -> str:

@@ -113,7 +113,7 @@ def cli_argv(*arguments: str) -> list[str]:
     asked = set(arguments)
     if {"run", "plan", "profile"} & asked and "--help" not in asked:
         # a busy machine would take up all the time that profiles may
-        arguments = (*arguments, "--profile-seconds", "120" if "smollm2" in asked else "10")
+        arguments = (*arguments, "--profile-seconds", "60" if "smollm2" in asked else "10")
     if {"run", "plan"} & asked and "--help" not in asked:
         arguments = (*arguments, "--profiles", os.environ[PROFILES])
         if not {"smollm2", "--threads"} & asked:

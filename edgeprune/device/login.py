@@ -19,7 +19,7 @@ import paramiko
 
 from edgeprune.device.route import Route, hop_of, route_of
 from edgeprune.device.target import Target
-from edgeprune.device.trust import known_keys
+from edgeprune.device.trust import changed_key, known_keys
 from edgeprune.errors import ConnectionLost, DeviceError
 
 PASSPHRASE = "EDGEPRUNE_KEY_PASSPHRASE"  # noqa: S105 - where one may be
@@ -42,9 +42,7 @@ class Login(NamedTuple):
 
 
 def ask_passphrase(key: str) -> str | None:
-    """Return the passphrase of a key: from the environment, else from the terminal, if any."""
-    if (given := os.environ.get(PASSPHRASE)) is not None:
-        return given
+    """Return the passphrase of a key, from the terminal, if there is one."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return None
     return getpass.getpass(f"\nPassphrase of {key}: ")
@@ -66,7 +64,8 @@ def log_in(target: Target, ask: Ask) -> Login:
 
     Args:
         target: Which.
-        ask: Gives the passphrase of a key by its path; None when there is none to be had.
+        ask: Gives the passphrase of a key by its path, where the environment does not
+            (`PASSPHRASE`); None when there is none to be had.
 
     Raises:
         DeviceError: Unreachable, a host key that is not trusted, or no key that opens it.
@@ -200,10 +199,7 @@ def refusal(target: Target, route: Route, error: Exception) -> DeviceError:
         return DeviceError(f"target {name}: no such file", got=error.filename,
                            remedy="correct 'key' in the target file")
     if isinstance(error, paramiko.BadHostKeyException):
-        return DeviceError(
-            f"target {name}: the host key of {where} has changed", got=error.key.fingerprint,
-            remedy=f"expected {error.expected_key.fingerprint}; someone may be in between. Only "
-            f"when you know why it changed: edgeprune target trust {name} --replace")
+        return changed_key(target, error.expected_key, error.key)
     if isinstance(error, paramiko.AuthenticationException):
         tried = ", ".join(str(key) for key in route.keys)
         # trying again may help: a machine that is just starting refuses everybody

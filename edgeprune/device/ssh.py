@@ -38,7 +38,7 @@ CHUNK_BYTES = 32768
 STALL_S = 120  # without a byte taken
 SLOWEST_DISK_BYTES_PER_S = 2**21
 DAMAGED, SHORT = 3, 4  # how `_RECEIVE` ends when it does not end well
-_RECEIVE = """
+_RECEIVE = f"""
 import hashlib, os, sys
 part, name, expected, begin, size = *sys.argv[1:4], *map(int, sys.argv[4:])
 found = hashlib.sha256()
@@ -52,10 +52,10 @@ with open(os.open(part, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
     file.flush()
     os.fsync(file.fileno())
 if short:
-    sys.exit(4)
+    sys.exit({SHORT})
 if found.hexdigest() != expected:
     os.remove(part)
-    sys.exit(3)
+    sys.exit({DAMAGED})
 if os.path.exists(part):  # else another writer of the same was faster
     os.replace(part, name)
 """
@@ -174,7 +174,8 @@ class SSHTransport:
         size = file.stat().st_size
         try:
             with self._connection().open_session() as channel, file.open("rb") as source:
-                channel.settimeout(STALL_S)
+                # it reads what it has before it takes what is new
+                channel.settimeout(STALL_S + begin / SLOWEST_DISK_BYTES_PER_S)
                 channel.exec_command(shlex.join(argv))
                 source.seek(begin)
                 with suppress(OSError):  # closed: its status says why

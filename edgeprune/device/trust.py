@@ -66,10 +66,15 @@ def check_replaced(
         DeviceError: There was another one.
     """
     if before is not None and not replace:
-        raise DeviceError(
-            f"target {target.name}: the host key has changed", got=key.fingerprint,
-            remedy=f"expected {before.fingerprint}; someone may be in between. --replace, only "
-            "when you know why it changed")
+        raise changed_key(target, before, key)
+
+
+def changed_key(target: Target, before: paramiko.PKey, key: paramiko.PKey) -> DeviceError:
+    """Say that a host shows another key than the one that is trusted."""
+    return DeviceError(
+        f"target {target.name}: the host key has changed", got=key.fingerprint,
+        remedy=f"expected {before.fingerprint}; someone may be in between. Only when you know why "
+        f"it changed: edgeprune target trust {target.name} --replace")
 
 
 def check_shown(target: Target, key: paramiko.PKey, fingerprint: str) -> None:
