@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test lint bench install clean
+.PHONY: demo test lint bench audit install clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -24,6 +24,11 @@ lint: install
 bench: install  ## the figures of the README, measured anew
 	$(BIN)/python benchmarks/readme.py --write
 
+audit: install  ## known vulnerabilities of what is installed; needs a network
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/pip --quiet install pip-audit
+	.venv-audit/bin/pip-audit --path "$$($(BIN)/python -c 'import sysconfig as s; print(s.get_path("purelib"))')"
+
 install: .venv/installed
 
 .venv/installed: pyproject.toml install.sh
@@ -31,4 +36,4 @@ install: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv runs .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-audit runs .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis

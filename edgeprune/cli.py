@@ -82,7 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         app(args=argv, prog_name="edgeprune")
     except EdgePruneError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # what a device said may be in it: nothing that a terminal obeys
+        line = "".join(char if char.isprintable() else "?" for char in str(error))
+        print(f"error: {line}", file=sys.stderr)
         return error.exit_code
     except Interrupted:
         print("interrupted: run again to go on, finished stages are kept", file=sys.stderr)

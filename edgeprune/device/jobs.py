@@ -32,15 +32,16 @@ SILENT_S = 60  # without a heartbeat, before the user hears of it
 STALE_S = 600  # without a look from its host, before a job counts as forgotten
 FRESH_S = 3600  # a result that a killed edgeprune left is taken as long as this
 GRACE_S = 2  # for a second Ctrl-C
-BEGINNINGS = 3  # of a job on a machine that restarts
-_JOB = re.compile(r"[\w-]+")
+MOST_RESTARTS = 2  # of the machine, while a job runs
+_JOB = re.compile(r"[\w-]{1,64}")
+_NAME = r"^[\w.\\@$+-]*$"  # is shown to the user: no control characters
 
 
 class Owner(Record):
     """The process that wants a job done, so that a later one can tell whether it still lives."""
 
-    host: str = Field(max_length=255)
-    user: str = Field(max_length=255)
+    host: str = Field(max_length=255, pattern=_NAME)
+    user: str = Field(max_length=255, pattern=_NAME)
     pid: int
     started: int | None
     key: str = Field(max_length=64)
@@ -54,7 +55,7 @@ class Owner(Record):
 class Holder(Record):
     """What runs on a target now: the agent's answer to `holder`."""
 
-    job: str = Field(pattern=r"^[\w-]*$", max_length=64)
+    job: str = Field(pattern=f"^{_JOB.pattern}$")
     owner: Owner | None
     age_s: float | None
     watched_s: float | None
@@ -114,15 +115,16 @@ class Jobs(NamedTuple):
         Raises:
             DeviceError: The job failed, was killed, or took too long; another one runs.
         """
-        key = digest(spec)
-        for beginning in range(BEGINNINGS):
+        key, restarts = digest(spec), 0
+        while True:
             left_over = self._left_over(key)
             job = left_over or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
             try:
                 if left_over is None:
                     self._begin(job, spec, key, runtime)
                 state = self._await(job, spec, what)
-                if state.restarted and beginning + 1 < BEGINNINGS:
+                if state.restarted and restarts < MOST_RESTARTS:
+                    restarts += 1
                     self.notify(f"{self.target} was restarted: beginning anew")
                     self.discard(job)
                     continue
@@ -141,7 +143,6 @@ class Jobs(NamedTuple):
                 raise
             checked(self.transport, ["rm", "-rf", "--", f"{self.work}/jobs/{job}"])
             return result
-        raise DeviceError(f"{self.target} restarts again and again")  # pragma: no cover
 
     def holder(self) -> Holder | None:
         """Return what runs on the target now."""
