@@ -132,6 +132,7 @@ class Relay:
     cuts: int = 0
     _pairs: list[tuple[socket.socket, socket.socket]] = field(default_factory=list)
     _left: int | None = None
+    _is_up: bool = True
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __enter__(self) -> Relay:
@@ -148,10 +149,10 @@ class Relay:
         self._listener.close()
         self.cut()
 
-    def cut_after(self, count: int) -> None:
-        """Break everything when so many more bytes have gone up."""
+    def cut_after(self, count: int, *, is_up: bool = True) -> None:
+        """Break everything when so many more bytes have gone up, or come down."""
         with self._lock:
-            self._left = count
+            self._left, self._is_up = count, is_up
 
     def cut(self) -> None:
         """Break everything now, without a farewell."""
@@ -187,16 +188,16 @@ class Relay:
         with suppress(OSError):
             while block := source.recv(65536):
                 sink.sendall(block)
-                if is_up and self._is_used_up(len(block)):
+                if self._is_used_up(len(block), is_up):
                     self.cut()
                     return
         for side in (source, sink):
             with suppress(OSError):
                 side.shutdown(socket.SHUT_RDWR)
 
-    def _is_used_up(self, count: int) -> bool:
+    def _is_used_up(self, count: int, is_up: bool) -> bool:
         with self._lock:
-            if self._left is None:
+            if self._left is None or is_up is not self._is_up:
                 return False
             self._left -= count
             return self._left <= 0

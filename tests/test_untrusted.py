@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from edgeprune.device.target import Target, load_target
 from edgeprune.errors import EdgePruneError, InputError, UsageError
 from edgeprune.model.shape import LlamaShape, shape_of_config
 from edgeprune.model.source import MOST_ENTRIES, _check_gguf, read_config
+from edgeprune.model.tokenizer import tokenizer_of
 from edgeprune.planning.greedy import Plan
 from edgeprune.profiling.profile import Profile
 from edgeprune.records import Record
@@ -105,6 +107,25 @@ def test_a_gguf_header_that_promises_too_much_is_refused_at_once(
     (tmp_path / "model.gguf").write_bytes(content)
     with pytest.raises(InputError, match="announces"):
         _check_gguf(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize("change", [
+    lambda _: b"[]", lambda _: b"{}", lambda _: b"\xff", lambda _: b"[" * 10**5,
+    lambda text: text[: len(text) // 2], lambda text: text.replace(b'"BPE"', b"5"),
+    lambda text: text.replace(b'"merges"', b'"others"'),
+    lambda text: re.sub(rb'"vocab": *\{', b'"vocab": {"far": 4000000000,', text, count=1),
+    lambda text: re.sub(rb'"vocab": *\{', b'"vocab": {"far": 40000000,', text, count=1),
+])
+def test_a_tokenizer_is_read_or_refused(
+    change: Callable[[bytes], bytes], small: Path, tmp_path: Path
+) -> None:
+    whole = (small / "tokenizer.json").read_bytes()
+    (tmp_path / "tokenizer.json").write_bytes(change(whole))
+    assert change(whole) != whole
+    with pytest.raises(InputError, match="tokenizer") as refused:
+        tokenizer_of(tmp_path, tmp_path / "made.gguf")
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "made.gguf").exists()
 
 
 @given(ANY_JSON)

@@ -26,6 +26,7 @@ PASSPHRASE = "EDGEPRUNE_KEY_PASSPHRASE"  # noqa: S105 - where one may be
 _MOST_HOPS = 8
 _ALIVE_S, _DEAD_AFTER_MS = 15, 45_000
 _UNKNOWN = "not found in known_hosts"  # what paramiko says
+_NO_KEY = "No authentication methods available"  # likewise
 Ask = Callable[[str], str | None]
 
 
@@ -200,7 +201,7 @@ def refusal(target: Target, route: Route, error: Exception) -> DeviceError:
                            remedy="correct 'key' in the target file")
     if isinstance(error, paramiko.BadHostKeyException):
         return changed_key(target, error.expected_key, error.key)
-    if isinstance(error, paramiko.AuthenticationException):
+    if isinstance(error, paramiko.AuthenticationException) or _NO_KEY in str(error):
         tried = ", ".join(str(key) for key in route.keys)
         # trying again may help: a machine that is just starting refuses everybody
         return ConnectionLost(

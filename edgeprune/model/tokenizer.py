@@ -25,6 +25,7 @@ from edgeprune.model.gguf import GgufModel
 log = logging.getLogger(__name__)
 NAME = "tokenizer.gguf"
 BPE_PRE_TOKENIZERS = ("llama-bpe", "smollm", "gpt-2", "default", "tekken", "starcoder", "qwen2")
+MOST_TOKENS = 2**22  # vocabularies have some hundred thousand
 TRAPS = (
     "Hello world, it's 3 o'clock; I'VE 12345 or 1,234.50 reasons - they'll  say\n\n\n  indented\t"
     "tabs\r\n Größe naïve 東京 привет 🚀🚀 a_b camelCase HTTPServer x=f(y)**2; // done...!!! ????\n"
@@ -92,10 +93,13 @@ def _from_hugging_face(directory: Path, destination: Path) -> None:
     try:
         description = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"the tokenizer of {directory} cannot be read ({error})") from error
-    expected = tokenizer.encode(TRAPS, add_special_tokens=False)
-    for name, fill in _candidates(directory, description, tokenizer):
+        expected = tokenizer.encode(TRAPS, add_special_tokens=False)
+        candidates = list(_candidates(directory, description, tokenizer))
+    except Exception as error:  # the library `tokenizers` raises just that
+        raise InputError(
+            f"the tokenizer of {directory} cannot be read ({str(error)[:200]})",
+            remedy="copy or download tokenizer.json and tokenizer_config.json again") from error
+    for name, fill in candidates:
         _write(destination, fill)
         with GgufModel(destination, vocab_only=True) as model:
             if model.tokenize(TRAPS) == expected:
@@ -151,6 +155,8 @@ def _tokens(tokenizer: Any) -> tuple[list[str], list[int]]:
     """Return the tokens by id and their GGUF types."""
     by_id = {i: token for token, i in tokenizer.get_vocab().items()}
     added = tokenizer.added_tokens_decoder
+    if max(by_id) >= MOST_TOKENS:
+        raise ValueError(f"token {by_id[max(by_id)]!r} has the number {max(by_id)}")
     tokens, types = [], []
     for i in range(max(by_id) + 1):
         token = by_id.get(i)

@@ -112,6 +112,15 @@ def test_an_answer_that_is_too_large_is_not_fetched(way: SSHTransport, file: Pat
     assert file.with_name("copy").read_bytes() == file.read_bytes()
 
 
+def test_a_download_that_is_cut_off_leaves_no_file(
+    way: SSHTransport, relay: Relay, file: Path, tmp_path: Path
+) -> None:
+    relay.cut_after(SIZE // 2, is_up=False)
+    with pytest.raises(ConnectionLost):
+        way.get(str(file), tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
 def test_persistence_brings_everything_through(
     way: SSHTransport, relay: Relay, file: Path, tmp_path: Path
 ) -> None:
@@ -122,7 +131,7 @@ def test_persistence_brings_everything_through(
     assert (tmp_path / "there").read_bytes() == file.read_bytes()
     threading.Timer(0.5, relay.cut).start()
     assert checked(persistent, ["sh", "-c", "sleep 1; echo done"]) == "done\n"
-    threading.Timer(0.02, relay.cut).start()
+    relay.cut_after(SIZE // 2, is_up=False)
     persistent.get(str(tmp_path / "there"), tmp_path / "back")
     assert (tmp_path / "back").read_bytes() == file.read_bytes()
     assert relay.cuts == 3
