@@ -92,7 +92,9 @@ def _host(sshd: Server, work: Path, seconds: float) -> subprocess.Popen[bytes]:
     """Start another edgeprune that runs a job."""
     target = sshd.target(work_directory=str(work))
     code = (
-        "import sys; from edgeprune.device.session import open_device\n"
+        # what runs in the background may have been told to ignore it
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from edgeprune.device.session import open_device\n"
         "from edgeprune.device.target import Target\n"
         f"with open_device(Target.model_validate_json({target.model_dump_json()!r})) as device:\n"
         "    device.facts = device.facts.model_copy("
