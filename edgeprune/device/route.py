@@ -18,6 +18,7 @@ from edgeprune.errors import UsageError
 _HOP = re.compile(r"(?:ssh://)?(?:(?P<user>[^@\s\0]+)@)?"
                   r"(?:\[(?P<v6>[\w:.%]+)\]|(?P<host>[\w.%-]+))(?::(?P<port>[0-9]{1,5}))?/?")
 _PORT = re.compile(r"[0-9]{1,5}")
+ANSWER_S = 60  # of `ssh -G`: `Match exec` may run programs
 
 
 class Route(NamedTuple):
@@ -72,8 +73,13 @@ def route_of(
         return Route(host, port or 22, user, known_hosts=_existing(["~/.ssh/known_hosts"]))
     options = [*(["-F", str(config.expanduser())] if config else []),
                *(["-p", str(port)] if port else []), *(["-l", user] if user else [])]
-    done = subprocess.run([ssh, "-T", "-G", *options, "--", host], capture_output=True, text=True,
-                          errors="replace", timeout=60, check=False, stdin=subprocess.DEVNULL)
+    try:
+        done = subprocess.run([ssh, "-T", "-G", *options, "--", host], capture_output=True,
+                              text=True, errors="replace", timeout=ANSWER_S, check=False,
+                              stdin=subprocess.DEVNULL)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UsageError(f"ssh does not tell how to reach {host!r} ({error})",
+                         remedy="does `Match exec` in ~/.ssh/config wait for something?") from error
     if done.returncode:
         said = done.stderr.strip().splitlines()[-1:] or ["no message"]
         raise UsageError(f"ssh cannot tell how to reach {host!r} ({said[0]})",

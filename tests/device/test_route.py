@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgeprune.device import route
 from edgeprune.device.route import Route, hop_of, parse_route, route_of
 from edgeprune.errors import UsageError
 
@@ -82,3 +83,12 @@ def test_any_answer_is_read_or_refused(lines: list[tuple[str, str]]) -> None:
 def test_any_hop_is_read_or_refused(jump: str) -> None:
     with suppress(UsageError):
         hop_of(jump, config=Path("/dev/null"))
+
+
+def test_a_configuration_that_never_answers_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config").write_text('Match exec "sleep 3"\n User me\n')
+    monkeypatch.setattr(route, "ANSWER_S", 0.2)
+    with pytest.raises(UsageError, match="Match exec"):
+        route_of("board", config=tmp_path / "config")
