@@ -207,7 +207,8 @@ def test_a_directory_that_cannot_be_written_exits_5(
     cli: Cli, arm_target: Target, tmp_path: Path
 ) -> None:
     targets = _targets_with(tmp_path, arm_target, work_directory="/proc/edgeprune")
-    assert_one_line(cli("target", "setup", "changed", *targets), 5, "mkdir failed")
+    assert_one_line(cli("target", "setup", "changed", *targets), 5, "cannot be written",
+                    "/proc/edgeprune", "work_directory")
 
 
 @pytest.mark.smollm2
