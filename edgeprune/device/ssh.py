@@ -218,7 +218,10 @@ class SSHTransport:
                 raise self._lost(EOFError("closed while SFTP was opened"))
             yield self._files
         except (paramiko.SSHException, OSError, EOFError) as error:
-            if not live.is_active() or isinstance(error, EOFError):
+            channel = self._files.get_channel() if self._files else None
+            # what a file is refused for is a plain OSError; the transport hears of its end later
+            if (not isinstance(error, OSError) or not live.is_active()
+                    or channel is None or channel.closed):
                 self.close()
                 raise self._lost(error) from error
             raise DeviceError(f"{failed} ({error})",
