@@ -155,7 +155,7 @@ def test_patience_ends(sshd: Server) -> None:
         way = SSHTransport(sshd.target(port=relay.port))
         persistent = PersistentTransport(way, lambda _: None, patience_s=10, sleep=waits.append)
     # nobody listens there any more
-    with pytest.raises(ConnectionLost, match="cannot reach|was lost"):
+    with pytest.raises(ConnectionLost, match=r"cannot reach|was lost"):
         persistent.run(["true"])
     assert waits == [0.5, 1, 2, 4, 8]
     way.close()
