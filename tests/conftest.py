@@ -17,7 +17,7 @@ from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.source import resolve_model
 from edgeprune.model.tokenizer import tokenizer_of
 from tests.arm import machine as arm
-from tests.sshd import LACKING, Server, is_installed, serve
+from tests.sshd import LACKING, Relay, Server, is_installed, serve
 from tests.tiny import KINDS, make_tiny
 
 ROOT = Path(__file__).parent.parent
@@ -87,6 +87,14 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         pytest.skip(LACKING)
     with serve(tmp_path_factory.mktemp("sshd")) as server:
         yield server
+
+
+@pytest.fixture
+def relay(sshd: Server) -> Iterator[Relay]:
+    """Give a relay in front of the sshd, which breaks connections when it is told to."""
+    with Relay(sshd.port) as relay:
+        sshd.trusts(relay.port)
+        yield relay
 
 
 @pytest.fixture

@@ -109,8 +109,15 @@ class Device:
         present = self.transport.run(["stat", "-c", "%s", remote])
         if present.status == 0 and present.stdout.strip() == str(size):
             return
-        check_room(self.transport, self.target.name, self.work, size)
+        missing = size - self._arrived_bytes(remote)
+        check_room(self.transport, self.target.name, self.work, missing)
         self.transport.put(path, remote, sending(path.name, self.notify))
+
+    def _arrived_bytes(self, remote: str) -> int:
+        """Return how much of a file came before its connection broke: it has its room already."""
+        found = checked(self.transport, ["find", f"{self.work}/models", "-path", f"{remote}.*.part",
+                                         "-printf", "%s\\n"])
+        return sum(int(size) for size in found.split() if size.isdigit())
 
     def remote_name(self, path: Path) -> str:
         """Return where `put_model` puts a model: under the name of its content."""

@@ -21,6 +21,7 @@ import gguf
 
 from edgeprune.errors import InputError
 from edgeprune.model.gguf import GgufModel
+from edgeprune.model.source import MALFORMED
 
 log = logging.getLogger(__name__)
 NAME = "tokenizer.gguf"
@@ -90,15 +91,14 @@ def _write(path: Path, fill: Callable[[gguf.GGUFWriter], None]) -> None:
 def _from_hugging_face(directory: Path, destination: Path) -> None:
     from transformers import AutoTokenizer  # noqa: PLC0415 - heavy, only needed here
 
+    _check_parses(directory)
     try:
         description = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
         expected = tokenizer.encode(TRAPS, add_special_tokens=False)
         candidates = list(_candidates(directory, description, tokenizer))
-    except Exception as error:  # the library `tokenizers` raises just that
-        raise InputError(
-            f"the tokenizer of {directory} cannot be read ({str(error)[:200]})",
-            remedy="copy or download tokenizer.json and tokenizer_config.json again") from error
+    except MALFORMED as error:
+        raise _unreadable(directory, error) from error
     for name, fill in candidates:
         _write(destination, fill)
         with GgufModel(destination, vocab_only=True) as model:
@@ -112,6 +112,22 @@ def _from_hugging_face(directory: Path, destination: Path) -> None:
         remedy=f"tried {', '.join(BPE_PRE_TOKENIZERS)} and SentencePiece; "
         f"put a {NAME} made from a known-good GGUF of this model into the directory",
     )
+
+
+def _check_parses(directory: Path) -> None:
+    """Refuse a tokenizer.json that the library `tokenizers` cannot read."""
+    from tokenizers import Tokenizer  # noqa: PLC0415 - heavy, only needed here
+
+    try:
+        Tokenizer.from_file(str(directory / "tokenizer.json"))
+    except Exception as error:  # it raises no class of its own, but just that
+        raise _unreadable(directory, error) from error
+
+
+def _unreadable(directory: Path, error: Exception) -> InputError:
+    said = " ".join(str(error).split())[:200]
+    return InputError(f"the tokenizer of {directory} cannot be read ({said})",
+                      remedy="copy or download tokenizer.json and tokenizer_config.json again")
 
 
 def _candidates(

@@ -35,13 +35,6 @@ def _job(seconds: float) -> dict[str, Any]:
 
 
 @pytest.fixture
-def relay(sshd: Server) -> Iterator[Relay]:
-    with Relay(sshd.port) as relay:
-        sshd.trusts(relay.port)
-        yield relay
-
-
-@pytest.fixture
 def device(sshd: Server, relay: Relay, tmp_path: Path) -> Iterator[Device]:
     """Give the sshd as a target that may be anything: jobs of the standard library run on it."""
     target = sshd.target(port=relay.port, work_directory=str(tmp_path / "work"))
@@ -110,12 +103,17 @@ def _host(sshd: Server, work: Path, seconds: float) -> subprocess.Popen[bytes]:
     return host
 
 
+def _killed_host(sshd: Server, work: Path, seconds: float) -> None:
+    """Start another edgeprune that runs a job, and kill it."""
+    host = _host(sshd, work, seconds)
+    host.kill()
+    host.wait()
+
+
 def test_the_job_of_a_killed_host_is_gone_on_with(
     device: Device, sshd: Server, tmp_path: Path
 ) -> None:
-    host = _host(sshd, tmp_path / "work", 6)
-    host.kill()
-    host.wait()
+    _killed_host(sshd, tmp_path / "work", 6)
     said = list[str]()
     device.notify = said.append
     assert device.run_job(_job(6), "reading")["read_bytes_per_s"] > 1e8
@@ -127,9 +125,7 @@ def test_the_job_of_a_killed_host_is_gone_on_with(
 def test_another_job_of_a_killed_host_is_ended(
     device: Device, sshd: Server, tmp_path: Path
 ) -> None:
-    host = _host(sshd, tmp_path / "work", 600)
-    host.kill()
-    host.wait()
+    _killed_host(sshd, tmp_path / "work", 600)
     assert device.run_job(_job(0.1), "reading")["read_bytes_per_s"] > 1e8
     assert len(_begun(sshd, tmp_path / "work")) == 2
     assert list((tmp_path / "work/jobs").iterdir()) == []

@@ -66,6 +66,15 @@ def test_a_half_sent_file_is_sent_again(device: Device, gguf_file: Path) -> None
     assert remote.read_bytes() == gguf_file.read_bytes()
 
 
+def test_what_arrived_of_a_file_has_its_room_already(device: Device, gguf_file: Path) -> None:
+    remote = device.remote_name(gguf_file)
+    device.jobs()
+    assert device._arrived_bytes(remote) == 0
+    Path(f"{remote}.0123456789abcdef.part").write_bytes(b"x" * 1000)
+    Path(f"{remote}.whole").write_bytes(b"x" * 10)
+    assert device._arrived_bytes(remote) == 1000
+
+
 def test_the_runtime_tells_its_kernels(device: Device) -> None:
     assert "CPU" in device.run_job({"kind": "info"}, "asking")["system_info"]
 

@@ -20,13 +20,6 @@ SIZE = 640 * CHUNK_BYTES
 
 
 @pytest.fixture
-def relay(sshd: Server) -> Iterator[Relay]:
-    with Relay(sshd.port) as relay:
-        sshd.trusts(relay.port)
-        yield relay
-
-
-@pytest.fixture
 def way(sshd: Server, relay: Relay) -> Iterator[SSHTransport]:
     """Give a transport through the relay."""
     transport = SSHTransport(sshd.target(port=relay.port))
