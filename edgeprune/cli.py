@@ -25,6 +25,7 @@ from edgeprune.cli_eval import evaluate
 from edgeprune.cli_judge import judge as judge_command
 from edgeprune.cli_plan import plan, profile
 from edgeprune.cli_recover import recover as recover_command
+from edgeprune.cli_serve import serve
 from edgeprune.cli_sparsify import sparsify
 from edgeprune.cli_target import target_app
 from edgeprune.console import (
@@ -279,6 +280,7 @@ app.command()(profile)
 app.command("eval")(evaluate)
 app.command("judge")(judge_command)
 app.command("recover")(recover_command)
+app.command()(serve)
 app.command()(sparsify)
 
 

@@ -64,6 +64,36 @@ def subject_of(
                                scratch / "pruned", notify=notify))
 
 
+class Servable(NamedTuple):
+    """What can be served.
+
+    Attributes:
+        artifact: A GGUF file, or the directory of an ONNX model.
+        name: What clients call it.
+        n_ctx: Tokens that a run's budget needs; None when nothing is known of it.
+    """
+
+    artifact: Path
+    name: str
+    n_ctx: int | None = None
+
+
+def servable_of(path: Path) -> Servable:
+    """Find what is to be served: an artifact, or that of a run.
+
+    Raises:
+        InputError: Nothing is there that could be served.
+    """
+    if (path / REQUEST).is_file():
+        outcome = outcome_of(path)
+        return Servable(path / outcome.artifact.relative_to(outcome.directory), outcome.model,
+                        outcome.budget.n_ctx)
+    if not ((path / GRAPH).is_file() or is_gguf(path)):
+        raise InputError("that is neither an artifact nor a run", got=str(path),
+                         remedy="make one: edgeprune export MODEL model.gguf")
+    return Servable(path, path.stem if path.is_file() else path.name)
+
+
 def pruned_of(
     directory: Path, original: str | None, *, notify: Callable[[str], None] = lambda _: None
 ) -> tuple[Pruned, Path]:

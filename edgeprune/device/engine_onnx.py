@@ -31,6 +31,7 @@ class Engine:
     Attributes:
         n_vocab: Vocabulary size.
         cache_bytes: What keys and values of the whole context take.
+        depth: Tokens that were evaluated.
     """
 
     def __init__(self, spec: dict[str, Any], scratch: Path) -> None:
@@ -77,12 +78,19 @@ class Engine:
 
     def clear(self) -> None:
         """Forget what was evaluated."""
-        self._depth = 0
+        self.depth = 0
         if not self._is_shared:
             for value in self._past:
                 _, heads, _, width = value.shape
                 self._binding.bind_cpu_input(
                     value.name, np.zeros((1, heads, 0, width), dtype=np.float32))
+
+    def go_back(self, n_tokens: int) -> None:
+        """Forget what was evaluated after the first `n_tokens`; a cache that grows cannot."""
+        if self._is_shared:
+            self.depth = n_tokens
+        elif n_tokens != self.depth:
+            raise RuntimeError("a cache that grows cannot be cut: export the model again")
 
     def _begin(self, prompt: list[int], n_new: int) -> None:
         """Forget what was, and make each token's mask ahead, to be bound as it is.
@@ -99,7 +107,7 @@ class Engine:
 
         They are overwritten by the next call.
         """
-        binding, end = self._binding, self._depth + tokens.shape[1]
+        binding, end = self._binding, self.depth + tokens.shape[1]
         if tokens is not self._token:
             binding.bind_cpu_input("input_ids", tokens)
         elif not self._takes_token:
@@ -110,12 +118,12 @@ class Engine:
         if not self._is_shared:
             return self._evaluate_growing(end)
         self._session.run_with_iobinding(binding)
-        self._depth = end
+        self.depth = end
         return self._logits
 
     def _evaluate_growing(self, end: int) -> np.ndarray[Any, Any]:
         binding = self._binding
-        binding.bind_cpu_input("position_ids", np.arange(self._depth, end, dtype=np.int64)[None])
+        binding.bind_cpu_input("position_ids", np.arange(self.depth, end, dtype=np.int64)[None])
         binding.bind_output("logits")
         for value in self._past:
             binding.bind_output(_present(value.name))
@@ -124,7 +132,7 @@ class Engine:
         outputs = dict(zip(names, binding.get_outputs()))  # noqa: B905 - Python 3.9
         for value in self._past:
             binding.bind_ortvalue_input(value.name, outputs[_present(value.name)])
-        self._depth = end
+        self.depth = end
         logits: np.ndarray[Any, Any] = outputs["logits"].numpy()[0, -1]
         return logits
 

@@ -9,7 +9,6 @@ arXiv:2106.09685), which are merged into the weights at the end.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 from pydantic import Field
 
 from edgeprune.errors import UsageError
+from edgeprune.extras import check_extra
 from edgeprune.records import Record
 
 
@@ -109,9 +109,7 @@ def check_installed() -> None:
     Raises:
         UsageError: The extra `recover` is not installed.
     """
-    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
-        raise UsageError("training needs packages that are not installed", got=", ".join(missing),
-                         remedy="pip install 'edgeprune[recover]'")
+    check_extra("recover", NEEDED, "training")
 
 
 def recipe_of(name: str, **changes: Any) -> Recipe:
