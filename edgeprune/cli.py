@@ -21,6 +21,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
+from edgeprune.cli_deploy import deploy, package, rollback, status, undeploy
 from edgeprune.cli_eval import evaluate
 from edgeprune.cli_judge import judge as judge_command
 from edgeprune.cli_plan import plan, profile
@@ -66,8 +67,8 @@ app = typer.Typer(
     help="Fit a Llama to an ARM machine: measure the machine, prune to a budget, quantize, and "
     "verify on the machine itself.\n\n"
     "Exit codes: 0 budget met, 2 usage, 3 infeasible, 4 inconclusive, 5 device error, 6 input "
-    "error, 7 budget missed, 8 an ONNX format loses too much, 9 a judge cannot be asked, 1 our own "
-    "fault.\n\n"
+    "error, 7 budget missed, 8 an ONNX format loses too much, 9 a judge cannot be asked, 10 a "
+    "target refused a bundle, 1 our own fault.\n\n"
     "Example: edgeprune run smollm2 --target local --budget '100 tokens < 75%'",
 )
 app.add_typer(target_app, name="target")
@@ -280,7 +281,8 @@ app.command()(profile)
 app.command("eval")(evaluate)
 app.command("judge")(judge_command)
 app.command("recover")(recover_command)
-app.command()(serve)
+for _command in (serve, package, deploy, status, rollback, undeploy):
+    app.command()(_command)
 app.command()(sparsify)
 
 

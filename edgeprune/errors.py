@@ -7,7 +7,8 @@
     │   └── ConnectionLost    5  the way to it broke; what was begun may be tried again
     ├── InputError            6  the model or a text file
     ├── QualityError          8  a number format loses too much to be deployed
-    └── JudgeError            9  an LLM judge cannot be asked
+    ├── JudgeError            9  an LLM judge cannot be asked
+    └── DeploymentError      10  a target refused a bundle, or what is served there is not well
 
 Verdicts that are not failures have codes of their own: 0 met, 4 inconclusive, 7 missed (see
 `edgeprune.records.Verdict`).
@@ -75,6 +76,12 @@ class JudgeError(EdgePruneError):
     """The LLM that judges replies cannot be reached, or refuses."""
 
     exit_code = 9
+
+
+class DeploymentError(EdgePruneError):
+    """A target refused a bundle; what was served there before still is."""
+
+    exit_code = 10
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

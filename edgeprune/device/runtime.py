@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -29,6 +29,11 @@ Notify = Callable[[str], None]
 LLAMA_CPP_PYTHON = "0.3.36"
 ONNXRUNTIME = "1.32.0"
 ONNX_PACKAGES = (f"onnxruntime=={ONNXRUNTIME}", "numpy")
+# llama-cpp-python's own, its server's, and what ours counts with
+SERVER_PACKAGES = (
+    "fastapi>=0.100", "uvicorn>=0.22", "sse-starlette>=1.6", "starlette-context>=0.3.6",
+    "pydantic-settings>=2", "prometheus-client>=0.20", "jinja2>=2.11", "diskcache>=5.6", "numpy",
+    "typing-extensions>=4.5")
 GLIBC = (2, 28)  # what the cross-built libraries ask for: Debian 10, Ubuntu 18.10 and later
 BUILD_TOOLS = {"ziglang": "ziglang", "scikit-build-core": "scikit_build_core",
                "ninja": "ninja", "cmake": "cmake", "pip": "pip"}
@@ -74,37 +79,74 @@ def onnx_archive(facts: DeviceFacts, notify: Notify) -> Path:
     Raises:
         DeviceError: There is no onnxruntime for the target's Python.
     """
+    # what else onnxruntime asks for is for its tools
+    return _fetched("onnx", ("--no-deps", *ONNX_PACKAGES), facts, notify)
+
+
+def server_archive(facts: DeviceFacts, notify: Notify) -> Path:
+    """Return the zip of what llama-cpp-python's server needs, fetched when the cache has none.
+
+    The server itself is the installed package's: it is of the version that the runtime is built of.
+
+    Raises:
+        DeviceError: There are no such packages for the target's Python.
+    """
+    def with_server(site: Path) -> None:
+        package = importlib.util.find_spec("llama_cpp")
+        if package is None or package.origin is None:
+            raise EdgePruneError("llama_cpp is not installed", remedy="pip install edgeprune")
+        for file in (Path(package.origin).parent / "server").glob("*.py"):
+            (site / "llama_cpp/server").mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, site / "llama_cpp/server" / file.name)
+
+    older = () if _minor(facts) >= (3, 11) else ("exceptiongroup",)
+    return _fetched("server", (*SERVER_PACKAGES, *older), facts, notify, add=with_server)
+
+
+def _minor(facts: DeviceFacts) -> tuple[int, ...]:
+    return tuple(int(part) for part in facts.python.split(".")[:2])
+
+
+def _fetched(
+    name: str, packages: Sequence[str], facts: DeviceFacts, notify: Notify,
+    add: Callable[[Path], None] = lambda _: None,
+) -> Path:
+    """Return a zip of unpacked wheels from the package index, and of what `add` puts there."""
     check_supported(facts)
-    minor = ".".join(facts.python.split(".")[:2])
-    key = digest(ONNX_PACKAGES, facts.architecture, minor, GLIBC)
-    directory = cache_directory() / "runtimes" / f"onnx-{key}"
+    minor = ".".join(map(str, _minor(facts)))
+    key = digest(packages, facts.architecture, minor, GLIBC, LLAMA_CPP_PYTHON)
+    directory = cache_directory() / "runtimes" / f"{name}-{key}"
     if archives := sorted(directory.glob("*.zip")):
         return archives[0]
     work = directory.with_name(f"{directory.name}.part{os.getpid()}")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    notify(f"fetching onnxruntime for Python {minor} on {facts.architecture} (once)")
-    argv = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:",
+    first = next(package for package in packages if not package.startswith("-"))
+    notify(f"fetching {first} for Python {minor} on {facts.architecture} (once)")
+    argv = [sys.executable, "-m", "pip", "download", "--only-binary", ":all:",
             "--python-version", minor, "--implementation", "cp", "--dest", str(work)]
     for floor in range(GLIBC[1], 16, -1):
         argv += ["--platform", f"manylinux_2_{floor}_{facts.architecture}"]
-    done = subprocess.run([*argv, *ONNX_PACKAGES], capture_output=True, text=True, check=False)
+    done = subprocess.run([*argv, *packages], capture_output=True, text=True, check=False)
     if done.returncode:
         shutil.rmtree(work)
         raise DeviceError(
-            f"onnxruntime cannot be had for Python {minor} on {facts.architecture}",
+            f"{first} cannot be had for Python {minor} on {facts.architecture}",
             got=done.stderr.strip().splitlines()[-1:], remedy="is there a network here? else give "
             "the target another `python`, or take GGUF")
     for wheel in sorted(work.glob("*.whl")):
         with zipfile.ZipFile(wheel) as packed:
             packed.extractall(work / "site", [n for n in packed.namelist() if _is_run(n)])
+    add(work / "site")
     return _pack(work, directory)
 
 
 def _is_run(name: str) -> bool:
-    """Tell what of a wheel is needed to run it, from its tests, tools and descriptions."""
+    """Tell what of a wheel is needed to run it, or to know it, from its tests and tools."""
+    if ".dist-info/" in name:
+        return name.endswith("/METADATA") or "licen" in name.lower()
     return not any(part in name for part in (
-        "/tests/", ".dist-info/", "/transformers/", "/quantization/", "/tools/"))
+        "/tests/", "/transformers/", "/quantization/", "/tools/", ".dist-info"))
 
 
 def provision(transport: Transport, archive: Path, work: str, python: str, notify: Notify) -> str:

@@ -7,7 +7,7 @@ the stages: `with open_device(target) as device: device.run_job(...)`.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -79,7 +79,8 @@ class Device:
             checked(self.transport, ["mkdir", "-p", f"{self.work}/models", f"{self.work}/jobs"])
             checked(self.transport, ["find", f"{self.work}/models", "-name", "*.part", "-mtime",
                                      f"+{OLD_PART_DAYS}", "-delete"])
-            self._programs = self._put_programs()
+            here = Path(str(files("edgeprune.device")))
+            self._programs = self.put_programs("agent", {name: here / name for name in PROGRAMS})
         return Jobs(self.transport, self.target.name, self.work, self._python,
                     f"{self._programs}/agent.py", self.notify,
                     LOCAL_POLL_S if self.target.is_local else POLL_S)
@@ -143,15 +144,20 @@ class Device:
             needed.append(self._onnx())
         return needed
 
-    def _put_programs(self) -> str:
-        """Put the agent and what it runs in a directory named by their content; return it."""
-        programs = {name: files("edgeprune.device").joinpath(name) for name in PROGRAMS}
-        content = digest({name: file.read_text("utf-8") for name, file in programs.items()})
-        place = f"{self.work}/agent/{content}"
+    def put_programs(self, name: str, programs: Mapping[str, Path]) -> str:
+        """Put small files in a directory named by their content, and return it.
+
+        Args:
+            name: Of the directory's parent, in the work directory.
+            programs: Files, by their paths in it.
+        """
+        content = digest({path: file.read_text("utf-8") for path, file in programs.items()})
+        place = f"{self.work}/{name}/{content}"
         if self.transport.run(["test", "-d", place]).status:
-            checked(self.transport, ["mkdir", "-p", f"{place}.part"])
-            for name, file in programs.items():
-                self.transport.put(Path(str(file)), f"{place}.part/{name}")
+            for path, file in programs.items():
+                made = f"{place}.part/{path}"
+                checked(self.transport, ["mkdir", "-p", made.rpartition("/")[0]])
+                self.transport.put(file, made)
             rename(self.transport, f"{place}.part", place)
         return place
 

@@ -86,9 +86,11 @@ class OnnxModel:
         """Tell whether a reply ends with a token."""
         return self._tokenizer.is_end(token)
 
-    def tokenize(self, text: str, *, special: bool = False) -> list[int]:
+    def tokenize(
+        self, text: str, *, add_special: bool = False, special: bool = False
+    ) -> list[int]:
         """Return the tokens of a text, as `GgufModel.tokenize` does."""
-        return self._tokenizer.tokenize(text, special=special)
+        return self._tokenizer.tokenize(text, add_special=add_special, special=special)
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens; special ones have none."""

@@ -91,8 +91,13 @@ class Predictor(Protocol):
         """Return the tokens of a user's message, after which a reply comes."""
         ...
 
-    def tokenize(self, text: str, *, special: bool = False) -> list[int]:
-        """Return the tokens of a text; names of special tokens in it are such when `special`."""
+    def tokenize(
+        self, text: str, *, add_special: bool = False, special: bool = False
+    ) -> list[int]:
+        """Return the tokens of a text; names of special tokens in it are such when `special`.
+
+        With `add_special` the token is before them that begins a text, where the model wants one.
+        """
         ...
 
     def detokenize(self, tokens: Sequence[int]) -> str:

@@ -14,7 +14,7 @@ import ipaddress
 import json
 import os
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import uvicorn
@@ -168,10 +168,12 @@ def main() -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(description="Serve an artifact over HTTP.")
     parser.add_argument("config", type=Path)
+    parser.add_argument("--host", help="listen there instead of where the configuration says")
     parser.add_argument("--socket", type=Path, help="listen on this Unix socket instead")
     options = parser.parse_args()
     try:
-        serve(read_config(options.config), options.socket)
+        config = read_config(options.config)
+        serve(replace(config, host=options.host or config.host), options.socket)
     except ConfigurationError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,0 +1,386 @@
+"""Installs a bundle on this machine, tries it, switches to it, and goes back when it fails.
+
+    python3 -m edgeprune.installing.installer deploy --bundle DIRECTORY [--signer KEY]
+    python3 -m edgeprune.installing.installer status | rollback | undeploy
+
+In: a bundle. Out: a systemd service; one line of JSON on stdout. Runs on the target as root;
+standard library only, Python 3.9 and later.
+
+    /opt/edgeprune/versions/VERSION/    what a bundle holds, its runtime unpacked
+    /opt/edgeprune/current              the one that is served; renamed into place
+    /opt/edgeprune/previous             the one before it, for `rollback`
+    /opt/edgeprune/allowed_signers      whose bundles are installed
+
+Nothing of a bundle runs before its signature and the hash of every file were checked. The version
+that is served goes on until the new one has passed its trial, and ends when its last request is
+answered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import string
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from edgeprune.installing import checks, trial, units
+from edgeprune.installing.errors import RefusedError
+
+ROOT = Path("/opt/edgeprune")
+VERSIONS, CURRENT, PREVIOUS = ROOT / "versions", ROOT / "current", ROOT / "previous"
+SIGNERS, KEY, ATTEMPTS = ROOT / "allowed_signers", ROOT / "api_key", ROOT / "attempts"
+LISTEN = ROOT / "listen"
+RUNTIME, UNIT = "runtime", "edgeprune-model.service"
+START_S = 600.0  # in which a model must be loaded
+DRAIN_S = 1.0  # in which a connection that was made is surely accepted
+OPEN = "127.0.0.1:8080"
+
+
+def deploy(options: argparse.Namespace) -> dict[str, Any]:
+    """Install a bundle and switch to it, or leave everything as it was.
+
+    Raises:
+        RefusedError: It is not installed, or did not pass its trial.
+    """
+    began = time.monotonic()
+    proxy = units.proxy()
+    bundle = options.bundle.resolve()
+    allowed = _allowed(options.signer, replace=options.replace_signer)
+    manifest = checks.signed_manifest(bundle, allowed)
+    checks.check_machine(manifest)
+    listen = options.listen or _read(LISTEN) or OPEN
+    _check_listen(listen, options.api_key_file)
+    version = manifest["version"]
+    old = _version(CURRENT)
+    if version == old and units.is_active(units.unit_of(version)) and _is_same(bundle, version):
+        return {"version": version, "already": "already served"}
+    place = VERSIONS / version
+    store = json.loads(options.store.read_text(encoding="utf-8")) if options.store else {}
+    is_new = not place.is_dir()
+    if not is_new and not _is_same(bundle, version):
+        raise RefusedError(f"another bundle is installed as version {version}; package this one "
+                           "with another --version")
+    try:
+        if is_new:
+            checks.check_disk(manifest, ROOT)
+            _lay_out(manifest, bundle, store, place)
+        if options.api_key_file:
+            _keep(KEY, options.api_key_file.read_text(encoding="utf-8").strip())
+            options.api_key_file.unlink()
+        _keep(SIGNERS, allowed)
+        figures = _tried(manifest, place, old)
+    except BaseException:
+        if version != old:
+            units.remove(units.unit_of(version))
+        if is_new:
+            shutil.rmtree(place, ignore_errors=True)
+        raise
+    _switch(version, old)
+    _open(listen, proxy)
+    if old and old != version:
+        _end(old)
+    _tidy()
+    return {"version": version, "previous": old, "listen": listen, "measured": figures,
+            "took_s": round(time.monotonic() - began, 1)}
+
+
+def rollback(_: argparse.Namespace) -> dict[str, Any]:
+    """Go back to the version before.
+
+    Raises:
+        RefusedError: There is none, or it does not answer any more.
+    """
+    version, old = _version(PREVIOUS), _version(CURRENT)
+    if version is None:
+        raise RefusedError("there is no version to go back to")
+    manifest = json.loads((VERSIONS / version / checks.MANIFEST).read_text(encoding="utf-8"))
+    try:
+        _start(version)
+        trial.check_answer(_socket(version), manifest["gate"], _read(KEY))
+    except RefusedError:
+        units.remove(units.unit_of(version))
+        raise
+    _switch(version, old)
+    if old:
+        _end(old)
+    return {"version": version, "previous": old}
+
+
+def status(_: argparse.Namespace) -> dict[str, Any]:
+    """Return what is served, and how it is."""
+    version = _version(CURRENT)
+    if version is None:
+        return {"version": None}
+    found: dict[str, Any] = {"version": version, "previous": _version(PREVIOUS),
+                             "listen": _read(LISTEN), "active": False}
+    manifest = json.loads((VERSIONS / version / checks.MANIFEST).read_text(encoding="utf-8"))
+    told = units.show(units.unit_of(version), "ActiveState", "MemoryCurrent", "NRestarts")
+    found.update(model=manifest["name"], active=told.get("ActiveState") == "active",
+                 memory_bytes=_number(told.get("MemoryCurrent")),
+                 restarts=_number(told.get("NRestarts")),
+                 promised=[dict(limit) for limit in manifest["gate"]["limits"]])
+    with contextlib.suppress(OSError, RefusedError):
+        found["health"] = trial.health(_socket(version))
+    return found
+
+
+def undeploy(_: argparse.Namespace) -> dict[str, Any]:
+    """Stop what is served and remove all of it."""
+    version = _version(CURRENT)
+    for name in (units.ADDRESS, units.WAY):
+        units.remove(name)
+    for place in VERSIONS.glob("*"):
+        units.remove(units.unit_of(place.name))
+    shutil.rmtree(ROOT)
+    return {"removed": version}
+
+
+# --- how it is done ----------------------------------------------------------------------------
+
+
+def _allowed(signer: str | None, *, replace: bool) -> str:
+    """Return whose bundles are installed: who is trusted here, else who is named."""
+    known = _read(SIGNERS)
+    if signer is None and not known:
+        raise RefusedError("nobody's bundles are trusted here yet: name the key of who signed it "
+                           "with --signer")
+    if signer is None or (known and not replace):
+        return known
+    return checks.signers(signer)
+
+
+def _check_listen(listen: str, key_file: Path | None) -> None:
+    address, _, port = listen.rpartition(":")
+    if not port.isdigit() or not address:
+        raise RefusedError(f"--listen takes ADDRESS:PORT, as {OPEN}: got {listen!r}")
+    has_key = bool(_read(KEY)) or (
+        key_file is not None and bool(key_file.read_text(encoding="utf-8").strip()))
+    if not (address.startswith("127.") or address in {"[::1]", "localhost"} or has_key):
+        raise RefusedError(f"whoever reaches {listen} could ask: give an API key as well")
+
+
+def _is_same(bundle: Path, version: str) -> bool:
+    file = VERSIONS / version / checks.MANIFEST
+    return file.is_file() and file.read_bytes() == (bundle / checks.MANIFEST).read_bytes()
+
+
+def _lay_out(manifest: dict[str, Any], bundle: Path, store: dict[str, str], place: Path) -> None:
+    """Copy a bundle's files to where they are used, and unpack the runtime."""
+    part = place.with_name(f".{place.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        checks.copy_files(manifest, bundle, store, part)
+        for archive in sorted((part / RUNTIME).glob("*.zip")):
+            with zipfile.ZipFile(archive) as packed:
+                packed.extractall(part / RUNTIME)
+            archive.unlink()
+        # it is never written to again, not even by Python; a later start would compile all anew
+        subprocess.run([sys.executable, "-m", "compileall", "-q", "-j", "0", str(part / RUNTIME),
+                        str(part / "server")], check=False, capture_output=True, timeout=1800)
+        (part / "http.sock").symlink_to(_socket(place.name))
+        shutil.copyfile(bundle / checks.MANIFEST, part / checks.MANIFEST)
+        os.sync()
+        part.rename(place)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise RefusedError(f"the bundle cannot be laid out ({error})") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _tried(manifest: dict[str, Any], place: Path, old: str | None) -> dict[str, float]:
+    """Start a version and hold it against what it promises; return what was measured.
+
+    The version that is served is held while it is measured, if it may be what makes it slow.
+    """
+    gate, version = manifest["gate"], place.name
+    _start(version)
+    path, key = _socket(version), _read(KEY)
+    try:
+        trial.check_answer(path, gate, key)
+        measured = trial.figures(trial.measure(path, gate, key), gate, path)
+        if trial.faults(measured, gate) and old and old != version:
+            with _held(units.unit_of(old)):
+                measured = trial.figures(trial.measure(path, gate, key), gate, path)
+    except OSError as error:
+        raise RefusedError(f"the server does not answer ({error}): "
+                           f"{units.last_words(units.unit_of(version))}") from error
+    if wrong := trial.faults(measured, gate):
+        raise RefusedError(f"version {version} does not hold what it promises: {'; '.join(wrong)}")
+    return measured
+
+
+def _start(version: str) -> None:
+    unit = units.unit_of(version)
+    text = string.Template((VERSIONS / version / UNIT).read_text(encoding="utf-8"))
+    units.write(unit, text.safe_substitute(python=sys.executable, credential=KEY))
+    _keep(KEY, _read(KEY))  # empty where there is none
+    units.systemctl("start", unit)
+    try:
+        trial.wait_until_well(_socket(version), lambda: units.is_active(unit), START_S)
+    except RefusedError as error:
+        raise RefusedError(f"{error}: {units.last_words(unit)}") from error
+
+
+@contextlib.contextmanager
+def _held(unit: str) -> Iterator[None]:
+    """Let a service stand still; its requests wait. Nothing where the kernel cannot do that."""
+    is_held = units.tried("freeze", unit)
+    try:
+        yield
+    finally:
+        if is_held:
+            units.systemctl("thaw", unit)
+
+
+def _switch(version: str, old: str | None) -> None:
+    """Let new connections go to another version, from one moment to the next."""
+    units.systemctl("enable", units.unit_of(version))
+    _link(CURRENT, version)
+    if old and old != version:
+        _link(PREVIOUS, old)
+        units.systemctl("disable", units.unit_of(old))
+
+
+def _open(listen: str, proxy: Path) -> None:
+    """Open the address, unless it is open."""
+    templates = {name: string.Template((CURRENT / name).read_text(encoding="utf-8"))
+                 for name in (units.ADDRESS, units.WAY)}
+    is_other = [units.write(name, template.safe_substitute(listen=listen, proxy=proxy, root=ROOT))
+                for name, template in templates.items()]
+    _keep(LISTEN, listen)
+    if any(is_other):
+        units.systemctl("stop", units.ADDRESS, units.WAY)
+    units.systemctl("enable", "--now", units.ADDRESS)
+
+
+def _end(version: str) -> None:
+    """Stop a version when its last request is answered."""
+    path, unit = _socket(version), units.unit_of(version)
+    deadline, idle_since = time.monotonic() + units.TIMEOUT_S, None
+    while time.monotonic() < deadline:
+        try:
+            busy = trial.health(path)["in_hand"] > 0
+        except OSError:
+            break
+        now = time.monotonic()
+        idle_since = None if busy else idle_since or now
+        if idle_since is not None and now - idle_since >= DRAIN_S:
+            break
+        time.sleep(0.2)
+    units.systemctl("stop", unit)
+
+
+def _tidy() -> None:
+    """Remove versions that are neither served nor the one before."""
+    kept = {_version(CURRENT), _version(PREVIOUS)}
+    for place in VERSIONS.iterdir():
+        if place.name not in kept:
+            units.remove(units.unit_of(place.name))
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def _socket(version: str) -> Path:
+    return Path("/run/edgeprune") / version / "http.sock"
+
+
+def _version(link: Path) -> str | None:
+    return link.readlink().name if link.is_symlink() else None
+
+
+def _link(link: Path, version: str) -> None:
+    part = link.with_name(f".{link.name}.part")
+    part.unlink(missing_ok=True)
+    part.symlink_to(VERSIONS / version)
+    part.replace(link)
+
+
+def _read(file: Path) -> str:
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
+
+
+def _keep(file: Path, text: str) -> None:
+    """Write what only root reads."""
+    part = file.with_name(f".{file.name}.part")
+    part.touch(mode=0o600)
+    part.write_text(text, encoding="utf-8")
+    part.replace(file)
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text and text.isdigit() else None
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Let no two installers work at once."""
+    ROOT.mkdir(parents=True, exist_ok=True)
+    VERSIONS.mkdir(exist_ok=True)
+    ROOT.chmod(0o755)
+    with Path("/run/edgeprune.lock").open("w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _once(attempt: str | None, options: argparse.Namespace) -> dict[str, Any]:
+    """Do what was asked, unless this very attempt was made: its connection may have broken."""
+    file = ATTEMPTS / f"{attempt}.json" if attempt else None
+    if file is not None and file.is_file():
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    try:
+        result = options.command(options)
+    except RefusedError as error:
+        result = {"error": str(error)}
+    if file is not None and ROOT.is_dir():
+        ATTEMPTS.mkdir(exist_ok=True)
+        for old in sorted(ATTEMPTS.iterdir(), key=lambda path: path.stat().st_mtime)[:-9]:
+            old.unlink()
+        _keep(file, json.dumps(result))
+    return dict(result)
+
+
+def main() -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description="Install and serve a bundle of edgeprune's.")
+    commands = parser.add_subparsers(required=True)
+    for name, command in (("deploy", deploy), ("rollback", rollback), ("status", status),
+                          ("undeploy", undeploy)):
+        one = commands.add_parser(name)
+        one.set_defaults(command=command)
+        one.add_argument("--attempt", help="a name; what was done under it is not done again")
+        if command is deploy:
+            one.add_argument("--bundle", type=Path, required=True)
+            one.add_argument("--store", type=Path, help="JSON: where files are, by their paths")
+            one.add_argument("--signer", help="the public key of who signed the bundle")
+            one.add_argument("--replace-signer", action="store_true")
+            one.add_argument("--listen", help=f"ADDRESS:PORT, {OPEN} at first")
+            one.add_argument("--api-key-file", type=Path)
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, _terminated)
+    if os.geteuid() != 0:
+        print(json.dumps({"error": "installing needs root"}))
+        return 1
+    with _alone():
+        result = _once(options.attempt, options)
+    print(json.dumps(result))
+    return 1 if "error" in result else 0
+
+
+def _terminated(_signal: int, _frame: FrameType | None) -> None:
+    raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
