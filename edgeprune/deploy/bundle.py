@@ -86,7 +86,7 @@ def package(
         notify("copying")
         artifact = _copy_artifact(served.artifact, part / "artifact")
         for name, archive in archives.items():
-            _copy(archive, part / "runtime" / f"{name}.zip")
+            _link(archive, part / "runtime" / f"{name}.zip")
         here = Path(str(files("edgeprune")))
         for module in SERVER:
             _copy(here / module, part / "server/edgeprune" / module)
@@ -126,16 +126,22 @@ def _gate(served: Served) -> Gate:
 def _copy_artifact(artifact: Path, directory: Path) -> str:
     """Copy an artifact, as a link where the disk allows one; return its path in the bundle."""
     for file in sorted(artifact.iterdir()) if artifact.is_dir() else [artifact]:
-        _copy(file, directory / file.relative_to(artifact.parent))
+        _link(file, directory / file.relative_to(artifact.parent))
     return f"{directory.name}/{artifact.name}"
 
 
-def _copy(source: Path, made: Path) -> None:
+def _link(source: Path, made: Path) -> None:
+    """Put a file that is never written to in two places; as a copy, where no link is allowed."""
     made.parent.mkdir(parents=True, exist_ok=True)
     try:
         made.hardlink_to(source)
     except OSError:
         shutil.copyfile(source, made)
+
+
+def _copy(source: Path, made: Path) -> None:
+    made.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, made)
 
 
 def _hashes(directory: Path) -> dict[str, File]:

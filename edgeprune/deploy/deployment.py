@@ -21,11 +21,12 @@ from edgeprune.deploy.manifest import MANIFEST, SIGNATURE, Manifest
 from edgeprune.device.session import Device
 from edgeprune.device.transport import checked
 from edgeprune.errors import DeploymentError, DeviceError, EdgePruneError, InputError
-from edgeprune.installing.checks import signed_manifest, signers
+from edgeprune.installing.checks import is_runtime, runtime_of, signed_manifest, signers
 from edgeprune.installing.errors import RefusedError
 from edgeprune.records import Record
 
 MODULE = "edgeprune.installing.installer"
+SMALL_BYTES = 2**20  # what is less is sent together
 TIMEOUT_S = 2 * 3600  # a large model loads slowly, and requests that are under way are waited for
 
 
@@ -80,14 +81,18 @@ def deploy(
     manifest = checked_bundle(bundle, public_key)
     _check_kind(device, manifest)
     root = _as_root(device)
-    store = {path: device.put_model(bundle / path) for path in sorted(manifest.files)}
+    has_runtime = runtime_of(manifest.model_dump()) in _ask(device, root, ["status"])["runtimes"]
+    large = {path for path, file in manifest.files.items() if file.size_bytes > SMALL_BYTES
+             and not (has_runtime and is_runtime(path))}
+    small = {path for path in manifest.files if path not in large and not is_runtime(path)}
+    store = {path: device.put_model(bundle / path) for path in sorted(large)}
     arguments = ["--signer", public_key, *(["--replace-signer"] if replace_signer else []),
                  *(["--listen", listen] if listen else [])]
     with TemporaryDirectory() as scratch:
         told = Path(scratch) / "store.json"
         told.write_text(json.dumps(store), encoding="utf-8")
-        place = device.put_programs("bundles", {
-            MANIFEST: bundle / MANIFEST, SIGNATURE: bundle / SIGNATURE, told.name: told})
+        place = device.put_programs("bundles", {told.name: told, **{
+            path: bundle / path for path in (MANIFEST, SIGNATURE, *sorted(small))}})
         if api_key is not None:
             secret = Path(scratch) / "api_key"
             secret.write_text(api_key, encoding="utf-8")

@@ -47,6 +47,7 @@ def bill_of_materials(
         packages.setdefault(other, _package(other, its_version, None))
     bom = Bom(components=packages.values(), metadata=BomMetaData(component=model, timestamp=BEGIN),
               serial_number=uuid.uuid5(uuid.NAMESPACE_URL, f"edgeprune:{name}:{version}"))
+    bom.register_dependency(model, packages.values())
     return make_outputter(bom, OutputFormat.JSON, SchemaVersion.V1_6).output_as_string(indent=2)
 
 

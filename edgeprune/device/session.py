@@ -7,11 +7,13 @@ the stages: `with open_device(target) as device: device.run_job(...)`.
 from __future__ import annotations
 
 import sys
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from edgeprune.device.fitness import check_usable
@@ -151,14 +153,21 @@ class Device:
             name: Of the directory's parent, in the work directory.
             programs: Files, by their paths in it.
         """
-        content = digest({path: file.read_text("utf-8") for path, file in programs.items()})
+        content = digest({path: file_digest(file) for path, file in programs.items()})
         place = f"{self.work}/{name}/{content}"
         if self.transport.run(["test", "-d", place]).status:
-            for path, file in programs.items():
-                made = f"{place}.part/{path}"
-                checked(self.transport, ["mkdir", "-p", made.rpartition("/")[0]])
-                self.transport.put(file, made)
+            checked(self.transport, ["mkdir", "-p", f"{self.work}/{name}"])
+            with TemporaryDirectory() as scratch:  # all at once: a slow machine takes its time
+                archive = Path(scratch) / "programs.zip"
+                with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
+                    for path, file in programs.items():
+                        packed.writestr(path, file.read_bytes())
+                self.transport.put(archive, f"{place}.zip")
+            checked(self.transport, ["rm", "-rf", f"{place}.part"])
+            checked(self.transport, [self._python, "-m", "zipfile", "-e", f"{place}.zip",
+                                     f"{place}.part"])
             rename(self.transport, f"{place}.part", place)
+            checked(self.transport, ["rm", "-f", f"{place}.zip"])
         return place
 
     def _provision(self, archive: Path) -> str:

@@ -115,13 +115,25 @@ def check_disk(manifest: Mapping[str, Any], root: Path) -> None:
                            f"{free / 2**20:.0f} MiB are free; make room there")
 
 
+def runtime_of(manifest: Mapping[str, Any]) -> str:
+    """Return the name of a bundle's runtime, which versions share: made from its archives."""
+    told = sorted((path, file["sha256"]) for path, file in manifest["files"].items()
+                  if is_runtime(path))
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:24]
+
+
+def is_runtime(path: str) -> bool:
+    """Tell whether a file of a bundle is an archive of its runtime."""
+    return path.startswith("runtime/") and path.endswith(".zip")
+
+
 def copy_files(
-    manifest: Mapping[str, Any], bundle: Path, store: Mapping[str, str], destination: Path
+    files: Mapping[str, Any], bundle: Path, store: Mapping[str, str], destination: Path
 ) -> None:
-    """Copy all files of a bundle, hashing what is written.
+    """Copy files of a bundle, hashing what is written.
 
     Args:
-        manifest: Says which, and what their hashes are.
+        files: Of the manifest: which, and what their hashes are.
         bundle: Where they are.
         store: Where those are that are elsewhere, by path within the bundle.
         destination: The directory to make.
@@ -129,7 +141,7 @@ def copy_files(
     Raises:
         RefusedError: A file is missing or is not the one that was packaged.
     """
-    for path, told in sorted(manifest["files"].items()):
+    for path, told in sorted(files.items()):
         source, made = Path(store.get(path, bundle / path)), destination / path
         made.parent.mkdir(parents=True, exist_ok=True)
         hashed = hashlib.sha256()

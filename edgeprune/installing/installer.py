@@ -6,7 +6,8 @@
 In: a bundle. Out: a systemd service; one line of JSON on stdout. Runs on the target as root;
 standard library only, Python 3.9 and later.
 
-    /opt/edgeprune/versions/VERSION/    what a bundle holds, its runtime unpacked
+    /opt/edgeprune/versions/VERSION/    what a bundle holds
+    /opt/edgeprune/runtimes/CONTENT/    runtimes, unpacked; versions share them
     /opt/edgeprune/current              the one that is served; renamed into place
     /opt/edgeprune/previous             the one before it, for `rollback`
     /opt/edgeprune/allowed_signers      whose bundles are installed
@@ -39,7 +40,8 @@ from edgeprune.installing import checks, trial, units
 from edgeprune.installing.errors import RefusedError
 
 ROOT = Path("/opt/edgeprune")
-VERSIONS, CURRENT, PREVIOUS = ROOT / "versions", ROOT / "current", ROOT / "previous"
+VERSIONS, RUNTIMES = ROOT / "versions", ROOT / "runtimes"
+CURRENT, PREVIOUS = ROOT / "current", ROOT / "previous"
 SIGNERS, KEY, ATTEMPTS = ROOT / "allowed_signers", ROOT / "api_key", ROOT / "attempts"
 LISTEN = ROOT / "listen"
 RUNTIME, UNIT = "runtime", "edgeprune-model.service"
@@ -120,11 +122,12 @@ def rollback(_: argparse.Namespace) -> dict[str, Any]:
 
 def status(_: argparse.Namespace) -> dict[str, Any]:
     """Return what is served, and how it is."""
-    version = _version(CURRENT)
+    version, runtimes = _version(CURRENT), _runtimes()
     if version is None:
-        return {"version": None}
-    found: dict[str, Any] = {"version": version, "previous": _version(PREVIOUS),
-                             "listen": _read(LISTEN), "active": False}
+        return {"version": None, "runtimes": runtimes}
+    found: dict[str, Any] = {
+        "version": version, "runtimes": runtimes, "previous": _version(PREVIOUS),
+        "listen": _read(LISTEN), "active": False}
     manifest = json.loads((VERSIONS / version / checks.MANIFEST).read_text(encoding="utf-8"))
     told = units.show(units.unit_of(version), "ActiveState", "MemoryCurrent", "NRestarts")
     found.update(model=manifest["name"], active=told.get("ActiveState") == "active",
@@ -177,27 +180,50 @@ def _is_same(bundle: Path, version: str) -> bool:
 
 
 def _lay_out(manifest: dict[str, Any], bundle: Path, store: dict[str, str], place: Path) -> None:
-    """Copy a bundle's files to where they are used, and unpack the runtime."""
+    """Copy a bundle's files to where they are used, and unpack its runtime, unless it is there."""
+    archives = {path: file for path, file in manifest["files"].items() if checks.is_runtime(path)}
+    runtime = RUNTIMES / checks.runtime_of(manifest)
+    if not runtime.is_dir():
+        with _made(runtime) as part:
+            checks.copy_files(archives, bundle, store, part)
+            for archive in archives:
+                with zipfile.ZipFile(part / archive) as packed:
+                    packed.extractall(part)
+            shutil.rmtree(part / RUNTIME)
+            _compile(part)
+    with _made(place) as part:
+        others = {path: file for path, file in manifest["files"].items() if path not in archives}
+        checks.copy_files(others, bundle, store, part)
+        (part / RUNTIME).symlink_to(runtime)
+        (part / "http.sock").symlink_to(_socket(place.name))
+        shutil.copyfile(bundle / checks.MANIFEST, part / checks.MANIFEST)
+        _compile(part / "server")
+
+
+@contextlib.contextmanager
+def _made(place: Path) -> Iterator[Path]:
+    """Give a directory to fill, which appears under its name when it is whole.
+
+    Raises:
+        RefusedError: The disk is full, or an archive is none.
+    """
     part = place.with_name(f".{place.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        checks.copy_files(manifest, bundle, store, part)
-        for archive in sorted((part / RUNTIME).glob("*.zip")):
-            with zipfile.ZipFile(archive) as packed:
-                packed.extractall(part / RUNTIME)
-            archive.unlink()
-        # it is never written to again, not even by Python; a later start would compile all anew
-        subprocess.run([sys.executable, "-m", "compileall", "-q", "-j", "0", str(part / RUNTIME),
-                        str(part / "server")], check=False, capture_output=True, timeout=1800)
-        (part / "http.sock").symlink_to(_socket(place.name))
-        shutil.copyfile(bundle / checks.MANIFEST, part / checks.MANIFEST)
+        yield part
         os.sync()
         part.rename(place)
     except (OSError, zipfile.BadZipFile) as error:
         raise RefusedError(f"the bundle cannot be laid out ({error})") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _compile(directory: Path) -> None:
+    """Compile Python's modules once: whoever serves may not write there, and would each time."""
+    subprocess.run([sys.executable, "-m", "compileall", "-q", "-j", "0", str(directory)],
+                   check=False, capture_output=True, timeout=1800)
 
 
 def _tried(manifest: dict[str, Any], place: Path, old: str | None) -> dict[str, float]:
@@ -290,6 +316,16 @@ def _tidy() -> None:
         if place.name not in kept:
             units.remove(units.unit_of(place.name))
             shutil.rmtree(place, ignore_errors=True)
+
+
+    used = {(VERSIONS / version / RUNTIME).readlink().name for version in kept if version}
+    for runtime in _runtimes():
+        if runtime not in used:
+            shutil.rmtree(RUNTIMES / runtime)
+
+
+def _runtimes() -> list[str]:
+    return [path.name for path in RUNTIMES.glob("[!.]*")]
 
 
 def _socket(version: str) -> Path:
