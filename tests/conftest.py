@@ -46,12 +46,15 @@ def smollm2() -> Path:
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give a random Llama with a tokenizer, small enough to run the whole way in seconds.
 
-    Its rows are multiples of 256, so that nothing falls back from the K-quants.
+    Its rows are multiples of 256, so that nothing falls back from the K-quants. Its tokenizer is
+    there for llama.cpp, too: to convert it takes each run four seconds.
     """
-    return make_tiny(
+    made = make_tiny(
         tmp_path_factory.mktemp("small") / "small", tokenizer=True, hidden_size=256,
         intermediate_size=1024, num_hidden_layers=6, head_dim=64, initializer_range=0.02,
     )
+    tokenizer_of(made, made / "tokenizer.gguf")
+    return made
 
 
 @pytest.fixture(scope="session")
@@ -127,6 +130,8 @@ def cli_argv(*arguments: str) -> list[str]:
         arguments = (*arguments, "--profile-seconds", "60" if "smollm2" in asked else "10")
     if {"run", "plan"} & asked and "--help" not in asked:
         arguments = (*arguments, "--profiles", os.environ[PROFILES])
+        if "--effort" not in asked:
+            arguments = (*arguments, "--effort", "low")  # a third of the time that it takes
         if not {"smollm2", "--threads"} & asked:
             # several threads of so small a model wait for each other most of the time
             arguments = (*arguments, "--threads", "1")

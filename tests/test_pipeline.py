@@ -39,7 +39,7 @@ def run_until_quiet(cli: Cli, *arguments: str) -> subprocess.CompletedProcess[st
 def test_a_run_holds_its_budget_and_leaves_everything(
     cli: Cli, small: Path, tmp_path: Path
 ) -> None:
-    done = cli("run", str(small), *SIZE, "--json")
+    done = cli("run", str(small), *SIZE, "--effort", "medium", "--json")
     assert done.returncode in QUIET_OR_NOT, done.stderr
     outcome = json.loads(done.stdout)
     size = next(j for j in outcome["judgements"] if j["metric"] == "file_bytes")

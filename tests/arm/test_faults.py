@@ -29,14 +29,6 @@ def _job(seconds: float) -> dict[str, Any]:
     return {"kind": "bandwidth", "threads": 1, "seconds": seconds}
 
 
-@pytest.fixture(scope="module")
-def machine(arm_target: Target) -> arm.Machine:
-    assert arm_target.port is not None
-    running = arm.running(arm_target.port)
-    assert running is not None
-    return running
-
-
 @pytest.fixture
 def relay(arm_target: Target) -> Iterator[Relay]:
     assert arm_target.port is not None

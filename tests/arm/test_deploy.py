@@ -1,0 +1,265 @@
+"""Bundles on the emulated ARM machine and its real systemd: served, refused, rolled back, removed.
+
+The tests build on one another: a machine that serves something is not put up in seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from edgeprune.device.target import Target
+from tests.arm import machine as arm
+from tests.conftest import Cli
+from tests.test_cli import assert_one_line
+
+pytestmark = [pytest.mark.arm, pytest.mark.timeout(1200)]
+BUDGET = "16 tokens after 8 < 60 s, decode > 2 tokens/s, ram < 500 MB"
+TOO_FAST = "16 tokens after 8 < 60 s, decode > 5000 tokens/s"
+SERVICE = 8080
+
+
+@pytest.fixture(scope="module")
+def targets(arm_target: Target, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Describe the machine as `root` and as `edge`, who may not install anything."""
+    directory = tmp_path_factory.mktemp("targets")
+    for user in ("root", "edge"):
+        entries = {"host": arm_target.host, "port": arm_target.port, "user": user,
+                   "key": str(arm_target.key), "known_hosts": str(arm_target.known_hosts),
+                   "work_directory": f"/home/edge/work-of-{user}"}
+        (directory / f"{user}.toml").write_text(
+            "".join(f"{key} = {json.dumps(value)}\n" for key, value in entries.items()))
+    return directory
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_signing_key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the directory in which bundles are made, for all tests of this module."""
+    return tmp_path_factory.mktemp("bundles")
+
+
+@pytest.fixture(scope="module")
+def service(machine: arm.Machine) -> Iterator[str]:
+    """Give the address of the machine's service, through an ssh tunnel."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    argv = machine.ssh_argv("", "root")[:-1]
+    tunnel = [*argv, "-N", "-L", f"{port}:127.0.0.1:{SERVICE}"]
+    stopped = threading.Event()
+
+    def keep() -> None:  # it ends with a reboot
+        while not stopped.is_set():
+            process = subprocess.Popen(tunnel, stderr=subprocess.DEVNULL)
+            while process.poll() is None and not stopped.wait(0.5):
+                pass
+            process.kill()
+            process.wait()
+
+    keeper = threading.Thread(target=keep)
+    keeper.start()
+    yield f"http://127.0.0.1:{port}"
+    stopped.set()
+    keeper.join()
+
+
+def _package(
+    cli: Cli, targets: Path, made: Path, artifact: Path, budget: str = BUDGET, *more: str
+) -> Path:
+    done = cli("package", str(artifact), "--target", "root", "--targets", str(targets), "--budget",
+               budget, "--out", str(made), "--version", made.name, *more)
+    assert done.returncode == 0, done.stderr
+    return made
+
+
+def _deploy(cli: Cli, targets: Path, bundle: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return cli("deploy", str(bundle), "--target", "root", "--targets", str(targets), *more)
+
+
+def _status(cli: Cli, targets: Path) -> dict[str, Any]:
+    done = cli("status", "--target", "root", "--targets", str(targets), "--json")
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def _ask(service: str, n_new: int = 4, timeout_s: float = 300) -> httpx.Response:
+    return httpx.post(f"{service}/v1/completions", timeout=timeout_s, json={
+        "prompt": f"At {time.time()}", "max_tokens": n_new, "temperature": 0})
+
+
+def test_a_bundle_is_served_and_survives_a_reboot(
+    cli: Cli, targets: Path, bundles: Path, spoken_file: Path, service: str, machine: arm.Machine
+) -> None:
+    first = _package(cli, targets, bundles / "v1", spoken_file)
+    done = _deploy(cli, targets, first)
+    assert done.returncode == 0, done.stderr
+    assert "root serves version v1 at 127.0.0.1:8080" in done.stdout
+    assert "tokens/s" in done.stdout
+    body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4, "stream": True}
+    said = subprocess.run(
+        ["curl", "--silent", "--show-error", "--no-buffer", "--retry", "20", "--retry-all-errors",
+         f"{service}/v1/chat/completions", "--header", "content-type: application/json",
+         "--data", json.dumps(body)], capture_output=True, text=True, check=True, timeout=300)
+    events = [line[6:] for line in said.stdout.splitlines() if line.startswith("data: ")]
+    assert events[-1] == "[DONE]"
+    assert json.loads(events[0])["object"] == "chat.completion.chunk"
+    client = openai.OpenAI(base_url=f"{service}/v1", api_key="none", timeout=300)
+    assert client.completions.create(model="a", prompt="One", max_tokens=3).choices
+    assert "already" in _deploy(cli, targets, first).stdout
+
+    # it is nobody's process but its own, and may reach nothing
+    unit = "edgeprune-model-v1.service"
+    shown = machine.run(f"systemctl show {unit} -p DynamicUser -p PrivateNetwork -p MemoryMax")
+    assert set(shown.split()) == {"MemoryMax=500000000", "PrivateNetwork=yes", "DynamicUser=yes"}
+    pid = machine.run(f"systemctl show {unit} -p MainPID --value").strip()
+    assert machine.run(f"stat -c %U /proc/{pid}").strip() not in {"root", "edge"}
+
+    machine.run("systemctl --no-block reboot", user="root")
+    time.sleep(10)
+    deadline = time.monotonic() + 300
+    while True:
+        with contextlib.suppress(httpx.TransportError):
+            if _ask(service).status_code == 200:
+                break
+        assert time.monotonic() < deadline
+        time.sleep(2)
+    status = _status(cli, targets)
+    assert (status["version"], status["active"], status["model"]) == ("v1", True, "a")
+    health = status["health"]
+    assert health["uptime_s"] > 0
+    assert health["tokens_per_s"] > 0
+    assert health["peak_ram_bytes"] > 2**24
+    shown = cli("status", "--target", "root", "--targets", str(targets)).stdout
+    for part in ("a v1", "active", "uptime", "tokens/s", "MiB"):
+        assert part in shown
+
+
+def test_nobody_notices_a_version_that_is_refused_nor_one_that_takes_over(
+    cli: Cli, targets: Path, bundles: Path, spoken_file: Path, service: str, machine: arm.Machine
+) -> None:
+    answers, stopped = list[tuple[int, str]](), threading.Event()
+
+    def loop() -> None:
+        while not stopped.is_set():
+            try:
+                answers.append((_ask(service).status_code, ""))
+            except httpx.HTTPError as error:
+                answers.append((0, repr(error)))
+
+    client = threading.Thread(target=loop)
+    client.start()
+    try:
+        slow = _package(cli, targets, bundles / "v2", spoken_file, TOO_FAST)
+        assert_one_line(_deploy(cli, targets, slow), 10, "version v2 does not hold",
+                        "5000 tokens/s was promised")
+        assert _status(cli, targets)["version"] == "v1"
+        assert "v2" not in machine.run("ls /opt/edgeprune/versions /etc/systemd/system", "root")
+        better = _package(cli, targets, bundles / "v3", spoken_file)
+        done = _deploy(cli, targets, better)
+        assert done.returncode == 0, done.stderr
+        assert "version before: v1" in done.stdout
+        for _ in range(3):
+            answers.append((_ask(service).status_code, ""))
+        assert cli("rollback", "--target", "root", "--targets", str(targets)).returncode == 0
+        status = _status(cli, targets)
+        assert (status["version"], status["previous"]) == ("v1", "v3")
+    finally:
+        stopped.set()
+        client.join()
+    assert Counter(answers) == {(200, ""): len(answers)}
+    assert len(answers) > 20
+
+
+def test_what_is_damaged_or_not_for_this_machine_changes_nothing(
+    cli: Cli, targets: Path, bundles: Path, spoken_file: Path, machine: arm.Machine,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = machine.run("ls -lR --time-style=full-iso /opt/edgeprune | sha256sum", "root")
+    damaged = _package(cli, targets, bundles / "v4", spoken_file)
+    artifact = damaged / "artifact/a.gguf"
+    data = bytearray(artifact.read_bytes())
+    data[-1] ^= 1
+    artifact.unlink()  # it is a link
+    artifact.write_bytes(data)
+    assert_one_line(_deploy(cli, targets, damaged), 10, "artifact/a.gguf", "damaged")
+
+    manifest = damaged / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("v4", "v5"))
+    assert_one_line(_deploy(cli, targets, damaged), 6, "signature")
+
+    done = cli("deploy", str(bundles / "v3"), "--target", "edge", "--target", "root", "--targets",
+               str(targets))
+    assert done.returncode == 10
+    assert "root" in done.stdout
+    assert "not tried" in done.stdout
+    assert "installed by" in done.stdout
+
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))  # somebody else's key
+    other = _package(cli, targets, bundles / "v6", spoken_file)
+    assert_one_line(_deploy(cli, targets, other), 10, "not one of those that are trusted here")
+    monkeypatch.undo()
+
+    machine.run("fallocate -l $(($(stat -f -c '%a*%S' /) - 40000000)) /var/tmp/full", "root")
+    try:
+        assert_one_line(_deploy(cli, targets, bundles / "v3", "--listen", "127.0.0.1:8080"), 5,
+                        "not enough disk")
+    finally:
+        machine.run("rm /var/tmp/full", "root")
+    after = machine.run("ls -lR --time-style=full-iso /opt/edgeprune | sha256sum", "root")
+    assert after == before
+    assert _status(cli, targets)["active"] is True
+
+
+def test_eight_clients_get_answers_or_are_told_to_wait(
+    cli: Cli, targets: Path, service: str
+) -> None:
+    deadline = time.monotonic() + 20
+
+    def client(_: int) -> list[int]:
+        found = []
+        while time.monotonic() < deadline:
+            found.append(_ask(service, 2).status_code)
+        return found
+
+    before = _status(cli, targets)["health"]["peak_ram_bytes"]
+    with ThreadPoolExecutor(12) as clients:
+        statuses = Counter(status for one in clients.map(client, range(12)) for status in one)
+    assert set(statuses) <= {200, 503}
+    assert statuses[200] > 5
+    assert statuses[503] > 0  # one is answered, eight wait
+    assert _status(cli, targets)["health"]["peak_ram_bytes"] < before + 2**25
+
+
+def test_what_is_undeployed_is_gone(cli: Cli, targets: Path, machine: arm.Machine) -> None:
+    done = cli("undeploy", "--target", "root", "--targets", str(targets))
+    assert done.returncode == 0, done.stderr
+    left = machine.run("ls /opt /run/edgeprune /etc/systemd/system/*edgeprune* "
+                       "/etc/systemd/system/*.wants/*edgeprune* 2>/dev/null; "
+                       "pgrep -fa edgeprune.serving || true", "root")
+    assert left.split() == []
+    assert _status(cli, targets)["version"] is None
+    assert "nothing is served" in cli(
+        "status", "--target", "root", "--targets", str(targets)).stdout
+    assert_one_line(cli("rollback", "--target", "root", "--targets", str(targets)), 10,
+                    "no version to go back to")

@@ -1,0 +1,1 @@
+"""Tests of what installs a bundle on a target."""
