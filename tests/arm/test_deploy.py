@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import subprocess
 import threading
 import time
@@ -23,26 +22,19 @@ import pytest
 
 from edgeprune.device.target import Target
 from tests.arm import machine as arm
+from tests.arm.service import describe, tunnel
 from tests.conftest import Cli
 from tests.test_cli import assert_one_line
 
 pytestmark = [pytest.mark.arm, pytest.mark.timeout(1200)]
 BUDGET = "16 tokens after 8 < 60 s, decode > 2 tokens/s, ram < 500 MB"
 TOO_FAST = "16 tokens after 8 < 60 s, decode > 5000 tokens/s"
-SERVICE = 8080
 
 
 @pytest.fixture(scope="module")
 def targets(arm_target: Target, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Describe the machine as `root` and as `edge`, who may not install anything."""
-    directory = tmp_path_factory.mktemp("targets")
-    for user in ("root", "edge"):
-        entries = {"host": arm_target.host, "port": arm_target.port, "user": user,
-                   "key": str(arm_target.key), "known_hosts": str(arm_target.known_hosts),
-                   "work_directory": f"/home/edge/work-of-{user}"}
-        (directory / f"{user}.toml").write_text(
-            "".join(f"{key} = {json.dumps(value)}\n" for key, value in entries.items()))
-    return directory
+    return describe(arm_target, tmp_path_factory.mktemp("targets"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,27 +52,9 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def service(machine: arm.Machine) -> Iterator[str]:
-    """Give the address of the machine's service, through an ssh tunnel."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    argv = machine.ssh_argv("", "root")[:-1]
-    tunnel = [*argv, "-N", "-L", f"{port}:127.0.0.1:{SERVICE}"]
-    stopped = threading.Event()
-
-    def keep() -> None:  # it ends with a reboot
-        while not stopped.is_set():
-            process = subprocess.Popen(tunnel, stderr=subprocess.DEVNULL)
-            while process.poll() is None and not stopped.wait(0.5):
-                pass
-            process.kill()
-            process.wait()
-
-    keeper = threading.Thread(target=keep)
-    keeper.start()
-    yield f"http://127.0.0.1:{port}"
-    stopped.set()
-    keeper.join()
+    """Give the address of the machine's service."""
+    with tunnel(machine) as url:
+        yield url
 
 
 def _package(
@@ -111,6 +85,8 @@ def _ask(service: str, n_new: int = 4, timeout_s: float = 300) -> httpx.Response
 def test_a_bundle_is_served_and_survives_a_reboot(
     cli: Cli, targets: Path, bundles: Path, spoken_file: Path, service: str, machine: arm.Machine
 ) -> None:
+    # the machine may be one that was running before
+    assert cli("undeploy", "--target", "root", "--targets", str(targets)).returncode == 0
     first = _package(cli, targets, bundles / "v1", spoken_file)
     done = _deploy(cli, targets, first)
     assert done.returncode == 0, done.stderr
