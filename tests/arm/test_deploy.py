@@ -20,6 +20,11 @@ import httpx
 import openai
 import pytest
 
+from edgeprune.deploy.bundle import Serving, package
+from edgeprune.deploy.served import served_of_artifact
+from edgeprune.deploy.signing import own_key
+from edgeprune.device.probe import DeviceFacts
+from edgeprune.device.session import open_device
 from edgeprune.device.target import Target
 from tests.arm import machine as arm
 from tests.arm.service import describe, tunnel
@@ -51,18 +56,22 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def facts(arm_target: Target) -> DeviceFacts:
+    with open_device(arm_target) as device:
+        return device.facts
+
+
+@pytest.fixture(scope="module")
 def service(machine: arm.Machine) -> Iterator[str]:
     """Give the address of the machine's service."""
     with tunnel(machine) as url:
         yield url
 
 
-def _package(
-    cli: Cli, targets: Path, made: Path, artifact: Path, budget: str = BUDGET, *more: str
-) -> Path:
-    done = cli("package", str(artifact), "--target", "root", "--targets", str(targets), "--budget",
-               budget, "--out", str(made), "--version", made.name, *more)
-    assert done.returncode == 0, done.stderr
+def _package(made: Path, artifact: Path, facts: DeviceFacts, budget: str = BUDGET) -> Path:
+    """Make a bundle as the command does, which would look at the slow machine each time."""
+    served = served_of_artifact(artifact, facts, 2, budget, None, None)
+    package(served, Serving(), made, own_key(), version=made.name)
     return made
 
 
@@ -87,7 +96,10 @@ def test_a_bundle_is_served_and_survives_a_reboot(
 ) -> None:
     # the machine may be one that was running before
     assert cli("undeploy", "--target", "root", "--targets", str(targets)).returncode == 0
-    first = _package(cli, targets, bundles / "v1", spoken_file)
+    first = bundles / "v1"
+    done = cli("package", str(spoken_file), "--target", "root", "--targets", str(targets),
+               "--budget", BUDGET, "--out", str(first), "--version", "v1")
+    assert done.returncode == 0, done.stderr
     done = _deploy(cli, targets, first)
     assert done.returncode == 0, done.stderr
     assert "root serves version v1 at 127.0.0.1:8080" in done.stdout
@@ -132,12 +144,13 @@ def test_a_bundle_is_served_and_survives_a_reboot(
 
 
 def test_nobody_notices_a_version_that_is_refused_nor_one_that_takes_over(
-    cli: Cli, targets: Path, bundles: Path, spoken_file: Path, service: str, machine: arm.Machine
+    cli: Cli, targets: Path, bundles: Path, spoken_file: Path, service: str, machine: arm.Machine,
+    facts: DeviceFacts,
 ) -> None:
     answers, stopped = list[tuple[int, str]](), threading.Event()
 
     def loop() -> None:
-        while not stopped.is_set():
+        while not stopped.wait(0.5):  # an emulated machine has other things to do, too
             try:
                 answers.append((_ask(service).status_code, ""))
             except httpx.HTTPError as error:
@@ -146,12 +159,12 @@ def test_nobody_notices_a_version_that_is_refused_nor_one_that_takes_over(
     client = threading.Thread(target=loop)
     client.start()
     try:
-        slow = _package(cli, targets, bundles / "v2", spoken_file, TOO_FAST)
+        slow = _package(bundles / "v2", spoken_file, facts, TOO_FAST)
         assert_one_line(_deploy(cli, targets, slow), 10, "version v2 does not hold",
                         "5000 tokens/s was promised")
         assert _status(cli, targets)["version"] == "v1"
         assert "v2" not in machine.run("ls /opt/edgeprune/versions /etc/systemd/system", "root")
-        better = _package(cli, targets, bundles / "v3", spoken_file)
+        better = _package(bundles / "v3", spoken_file, facts)
         done = _deploy(cli, targets, better)
         assert done.returncode == 0, done.stderr
         assert "version before: v1" in done.stdout
@@ -169,10 +182,10 @@ def test_nobody_notices_a_version_that_is_refused_nor_one_that_takes_over(
 
 def test_what_is_damaged_or_not_for_this_machine_changes_nothing(
     cli: Cli, targets: Path, bundles: Path, spoken_file: Path, machine: arm.Machine,
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    facts: DeviceFacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = machine.run("ls -lR --time-style=full-iso /opt/edgeprune | sha256sum", "root")
-    damaged = _package(cli, targets, bundles / "v4", spoken_file)
+    damaged = _package(bundles / "v4", spoken_file, facts)
     artifact = damaged / "artifact/a.gguf"
     data = bytearray(artifact.read_bytes())
     data[-1] ^= 1
@@ -192,7 +205,7 @@ def test_what_is_damaged_or_not_for_this_machine_changes_nothing(
     assert "installed by" in done.stdout
 
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))  # somebody else's key
-    other = _package(cli, targets, bundles / "v6", spoken_file)
+    other = _package(bundles / "v6", spoken_file, facts)
     assert_one_line(_deploy(cli, targets, other), 10, "not one of those that are trusted here")
     monkeypatch.undo()
 
