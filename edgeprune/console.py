@@ -67,7 +67,8 @@ CalibrationFile = Annotated[Path | None, typer.Option("--calibration", help=(
 RunName = Annotated[str | None, typer.Option("--name", help=(
     "Name of the run directory; made from model, target and budget when left out."))]
 Runs = Annotated[Path, typer.Option(help="Where run directories are.")]
-Profiles = Annotated[Path, typer.Option(help="Where profiles are kept.")]
+Profiles = Annotated[Path, typer.Option(help=(
+    "Where profiles are kept, and the scores of models."))]
 ProfileSeconds = Annotated[float | None, typer.Option(min=1, help=(
     "For how long shapes are measured, at most (on a busy machine twice), when there is no profile "
     "yet; 210 when left out. What is measured for less is predicted less well."))]

@@ -63,7 +63,7 @@ class Cutting:
         text: Calibration text.
         strategy: The recipe.
         effort: How much of the text is looked at.
-        run: Where outputs lie.
+        run: Where scores lie: statistics, importance, losses.
         notify: Told what is being done just now.
     """
 

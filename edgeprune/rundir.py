@@ -8,6 +8,7 @@ the stage that it was in.
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -70,6 +71,26 @@ class RunDirectory:
 
     def _stamp(self, stage: str) -> Path:
         return self.path / ".stages" / stage
+
+
+class SharedDirectory(RunDirectory):
+    """What several runs need alike; one makes it, and others wait for it."""
+
+    def __init__(self, path: Path, notify: Callable[[str], None]) -> None:
+        """Name the directory; `notify` is told when another run is waited for."""
+        super().__init__(path)
+        self._notify = notify
+
+    def make(self, stage: str, key: str, name: str, make: Callable[[Path], None]) -> Path:
+        """See `RunDirectory.make`; nothing is made twice at the same time."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w", encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._notify("waiting for another run, which scores the same model")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            return super().make(stage, key, name, make)
 
 
 def _versioned(key: str) -> str:

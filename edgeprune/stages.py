@@ -32,11 +32,12 @@ from edgeprune.quality.loss import check_loss, perplexity_as
 from edgeprune.quality.windows import Text
 from edgeprune.records import Record, digest, file_digest
 from edgeprune.recovery.recipe import Pruned, Recovered, Training
-from edgeprune.rundir import MODEL, RECOVERED, RunDirectory
+from edgeprune.rundir import MODEL, RECOVERED, RunDirectory, SharedDirectory
 from edgeprune.strategies import Strategy
 
 # Requests of a comparison that says too little are added to, up to so many times the first number.
 MOST = 4
+MODELS = "models"  # in the directory of profiles: what is known of models, without a target
 RECOVERY = "recovery.json"  # what a training came to, in the directory of the model
 
 
@@ -58,7 +59,7 @@ class Stages:
         workload: The requests that are measured.
         device: The open target.
         run: Where outputs lie.
-        profiles: Where profiles lie.
+        profiles: Where profiles lie, and the scores of models.
         strategy: How it is cut.
         effort: How much calibration text is looked at.
         calibration: The calibration text.
@@ -96,10 +97,12 @@ class Stages:
 
     @cached_property
     def cutting(self) -> Cutting:
-        """What is done to the weights."""
+        """What is done to the weights; what they are worth is one thing for all runs."""
+        key = digest(self.model_key, self.calibration, self.effort.fitting, self.effort.scoring)
         return Cutting(checkpoint=self.checkpoint, model_key=self.model_key,
                        tokenizer=self.tokenizer, text=self.calibration, strategy=self.strategy,
-                       effort=self.effort, run=self.run, notify=self.device.notify)
+                       effort=self.effort, notify=self.device.notify,
+                       run=SharedDirectory(self.profiles / MODELS / key, self.device.notify))
 
     @cached_property
     def metadata_bytes(self) -> int:

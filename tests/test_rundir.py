@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
 
 from edgeprune.records import Record
-from edgeprune.rundir import RunDirectory
+from edgeprune.rundir import RunDirectory, SharedDirectory
 
 
 class Number(Record):
@@ -87,3 +88,27 @@ def test_a_record_that_is_not_usable_is_made_again(tmp_path: Path) -> None:
                           usable=lambda number: number.value > 1)
 
     assert [record().value for _ in range(3)] == [1, 2, 2]
+
+
+def test_what_runs_share_is_made_by_one_of_them(tmp_path: Path) -> None:
+    began, told, make = threading.Event(), list[str](), Maker()
+    may_end = threading.Event()
+
+    def slowly(path: Path) -> None:
+        began.set()
+        assert may_end.wait(30)
+        make(path)
+
+    def notify(text: str) -> None:
+        told.append(text)
+        may_end.set()
+
+    first = threading.Thread(target=lambda: SharedDirectory(tmp_path, told.append).make(
+        "s", "key", "out", slowly))
+    first.start()
+    assert began.wait(30)
+    other = SharedDirectory(tmp_path, notify).make("s", "key", "out", make)
+    first.join()
+    assert other.read_text() == "1"
+    assert make.calls == 1
+    assert told == ["waiting for another run, which scores the same model"]

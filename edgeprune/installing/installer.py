@@ -142,10 +142,8 @@ def status(_: argparse.Namespace) -> dict[str, Any]:
 def undeploy(_: argparse.Namespace) -> dict[str, Any]:
     """Stop what is served and remove all of it."""
     version = _version(CURRENT)
-    for name in (units.ADDRESS, units.WAY):
-        units.remove(name)
-    for place in VERSIONS.glob("*"):
-        units.remove(units.unit_of(place.name))
+    units.remove(units.ADDRESS, units.WAY, *(
+        units.unit_of(place.name) for place in VERSIONS.iterdir()))
     shutil.rmtree(ROOT)
     return {"removed": version}
 
@@ -251,7 +249,7 @@ def _tried(manifest: dict[str, Any], place: Path, old: str | None) -> dict[str, 
 def _start(version: str) -> None:
     unit = units.unit_of(version)
     text = string.Template((VERSIONS / version / UNIT).read_text(encoding="utf-8"))
-    units.write(unit, text.safe_substitute(python=sys.executable, credential=KEY))
+    units.write({unit: text.safe_substitute(python=sys.executable, credential=KEY)})
     _keep(KEY, _read(KEY))  # empty where there is none
     units.systemctl("start", unit)
     try:
@@ -282,12 +280,11 @@ def _switch(version: str, old: str | None) -> None:
 
 def _open(listen: str, proxy: Path) -> None:
     """Open the address, unless it is open."""
-    templates = {name: string.Template((CURRENT / name).read_text(encoding="utf-8"))
-                 for name in (units.ADDRESS, units.WAY)}
-    is_other = [units.write(name, template.safe_substitute(listen=listen, proxy=proxy, root=ROOT))
-                for name, template in templates.items()]
+    told = {"listen": listen, "proxy": proxy, "root": ROOT}
+    texts = {name: string.Template((CURRENT / name).read_text(encoding="utf-8"))
+             for name in (units.ADDRESS, units.WAY)}
     _keep(LISTEN, listen)
-    if any(is_other):
+    if units.write({name: text.safe_substitute(told) for name, text in texts.items()}):
         units.systemctl("stop", units.ADDRESS, units.WAY)
     units.systemctl("enable", "--now", units.ADDRESS)
 
@@ -312,10 +309,10 @@ def _end(version: str) -> None:
 def _tidy() -> None:
     """Remove versions that are neither served nor the one before."""
     kept = {_version(CURRENT), _version(PREVIOUS)}
-    for place in VERSIONS.iterdir():
-        if place.name not in kept:
-            units.remove(units.unit_of(place.name))
-            shutil.rmtree(place, ignore_errors=True)
+    old = [place for place in VERSIONS.iterdir() if place.name not in kept]
+    units.remove(*(units.unit_of(place.name) for place in old))
+    for place in old:
+        shutil.rmtree(place, ignore_errors=True)
 
 
     used = {(VERSIONS / version / RUNTIME).readlink().name for version in kept if version}

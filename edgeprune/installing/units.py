@@ -7,6 +7,7 @@ and later.
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 from edgeprune.installing.errors import RefusedError
@@ -38,24 +39,30 @@ def proxy() -> Path:
     raise RefusedError("systemd-socket-proxyd is missing: install systemd's package of that name")
 
 
-def write(name: str, text: str) -> bool:
-    """Write a unit; tell whether it was another one before."""
-    file = DIRECTORY / name
-    if file.is_file() and file.read_text(encoding="utf-8") == text:
-        return False
-    part = file.with_name(f".{name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(file)
-    systemctl("daemon-reload")
-    return True
+def write(units: Mapping[str, str]) -> bool:
+    """Write units; tell whether any was another one before."""
+    changed = {name: text for name, text in units.items()
+               if not (DIRECTORY / name).is_file()
+               or (DIRECTORY / name).read_text(encoding="utf-8") != text}
+    for name, text in changed.items():
+        part = DIRECTORY / f".{name}.part"
+        part.write_text(text, encoding="utf-8")
+        part.replace(DIRECTORY / name)
+    if changed:
+        systemctl("daemon-reload")
+    return bool(changed)
 
 
-def remove(name: str) -> None:
-    """Stop a unit and forget it."""
-    tried("disable", "--now", name)
-    (DIRECTORY / name).unlink(missing_ok=True)
+def remove(*names: str) -> None:
+    """Stop units and forget them."""
+    known = [name for name in names if (DIRECTORY / name).is_file()]
+    if not known:
+        return
+    tried("disable", "--now", *known)
+    for name in known:
+        (DIRECTORY / name).unlink()
     systemctl("daemon-reload")
-    tried("reset-failed", name)
+    tried("reset-failed", *known)
 
 
 def systemctl(*arguments: str) -> str:
