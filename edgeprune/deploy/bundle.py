@@ -33,14 +33,15 @@ from edgeprune.device.runtime import (
 )
 from edgeprune.errors import UsageError
 from edgeprune.installing.checks import VERSION
+from edgeprune.installing.places import ROOT, VERSIONS
 from edgeprune.quality.windows import opened
 from edgeprune.records import __version__, digest, file_digest, write_text
 
 STEP = 256  # contexts are whole steps of so many tokens
-ROOT = "/opt/edgeprune"  # as `edgeprune.installing.installer` has it
 SERVER = ("serving/__init__.py", "serving/limits.py", "serving/meter.py", "serving/served.py",
           "serving/server.py", "device/engine_onnx.py")
-INSTALLER = ("__init__.py", "checks.py", "errors.py", "installer.py", "trial.py", "units.py")
+INSTALLER = ("__init__.py", "checks.py", "errors.py", "installer.py", "places.py", "trial.py",
+             "units.py")
 TEMPLATES = ("Dockerfile", "MODEL_CARD.md", "edgeprune-model.service", "edgeprune.service",
              "edgeprune.socket", "install.sh", "playbook.yml")
 
@@ -169,7 +170,7 @@ def _write_config(
 def _write_texts(served: Served, serving: Serving, version: str, bundle: Path) -> None:
     told = {
         "name": served.name, "version": version, "root": ROOT,
-        "place": f"{ROOT}/versions/{version}",
+        "place": VERSIONS / version,
         "stop_s": int(serving.time_limit_s * (serving.queue + 1)) + 10,
         "memory_max_bytes": served.memory_max_bytes, "tag": f"{served.name}:{version}".lower(),
         "architecture": served.facts.architecture, "cpu_flags": cpu_flags(served.facts),

@@ -3,14 +3,8 @@
     python3 -m edgeprune.installing.installer deploy --bundle DIRECTORY [--signer KEY]
     python3 -m edgeprune.installing.installer status | rollback | undeploy
 
-In: a bundle. Out: a systemd service; one line of JSON on stdout. Runs on the target as root;
-standard library only, Python 3.9 and later.
-
-    /opt/edgeprune/versions/VERSION/    what a bundle holds
-    /opt/edgeprune/runtimes/CONTENT/    runtimes, unpacked; versions share them
-    /opt/edgeprune/current              the one that is served; renamed into place
-    /opt/edgeprune/previous             the one before it, for `rollback`
-    /opt/edgeprune/allowed_signers      whose bundles are installed
+In: a bundle. Out: a systemd service, laid out as `places.py` says; one line of JSON on stdout. Runs
+on the target as root; standard library only, Python 3.9 and later.
 
 Nothing of a bundle runs before its signature and the hash of every file were checked. The version
 that is served goes on until the new one has passed its trial, and ends when its last request is
@@ -27,24 +21,16 @@ import os
 import shutil
 import signal
 import string
-import subprocess
 import sys
 import time
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from edgeprune.installing import checks, trial, units
+from edgeprune.installing import checks, places, trial, units
 from edgeprune.installing.errors import RefusedError
 
-ROOT = Path("/opt/edgeprune")
-VERSIONS, RUNTIMES = ROOT / "versions", ROOT / "runtimes"
-CURRENT, PREVIOUS = ROOT / "current", ROOT / "previous"
-SIGNERS, KEY, ATTEMPTS = ROOT / "allowed_signers", ROOT / "api_key", ROOT / "attempts"
-LISTEN = ROOT / "listen"
-RUNTIME, UNIT = "runtime", "edgeprune-model.service"
 START_S = 600.0  # in which a model must be loaded
 DRAIN_S = 1.0  # in which a connection that was made is surely accepted
 OPEN = "127.0.0.1:8080"
@@ -62,13 +48,13 @@ def deploy(options: argparse.Namespace) -> dict[str, Any]:
     allowed = _allowed(options.signer, replace=options.replace_signer)
     manifest = checks.signed_manifest(bundle, allowed)
     checks.check_machine(manifest)
-    listen = options.listen or _read(LISTEN) or OPEN
+    listen = options.listen or places.read(places.LISTEN) or OPEN
     _check_listen(listen, options.api_key_file)
     version = manifest["version"]
-    old = _version(CURRENT)
+    old = places.version_of(places.CURRENT)
     if version == old and units.is_active(units.unit_of(version)) and _is_same(bundle, version):
         return {"version": version, "already": "already served"}
-    place = VERSIONS / version
+    place = places.VERSIONS / version
     store = json.loads(options.store.read_text(encoding="utf-8")) if options.store else {}
     is_new = not place.is_dir()
     if not is_new and not _is_same(bundle, version):
@@ -76,12 +62,12 @@ def deploy(options: argparse.Namespace) -> dict[str, Any]:
                            "with another --version")
     try:
         if is_new:
-            checks.check_disk(manifest, ROOT)
-            _lay_out(manifest, bundle, store, place)
+            checks.check_disk(manifest, places.ROOT)
+            places.lay_out(manifest, bundle, store, place)
         if options.api_key_file:
-            _keep(KEY, options.api_key_file.read_text(encoding="utf-8").strip())
+            places.keep(places.KEY, options.api_key_file.read_text(encoding="utf-8").strip())
             options.api_key_file.unlink()
-        _keep(SIGNERS, allowed)
+        places.keep(places.SIGNERS, allowed)
         figures = _tried(manifest, place, old)
     except BaseException:
         if version != old:
@@ -104,13 +90,13 @@ def rollback(_: argparse.Namespace) -> dict[str, Any]:
     Raises:
         RefusedError: There is none, or it does not answer any more.
     """
-    version, old = _version(PREVIOUS), _version(CURRENT)
+    version, old = places.version_of(places.PREVIOUS), places.version_of(places.CURRENT)
     if version is None:
         raise RefusedError("there is no version to go back to")
-    manifest = json.loads((VERSIONS / version / checks.MANIFEST).read_text(encoding="utf-8"))
+    manifest = json.loads((places.VERSIONS / version / checks.MANIFEST).read_text(encoding="utf-8"))
     try:
         _start(version)
-        trial.check_answer(_socket(version), manifest["gate"], _read(KEY))
+        trial.check_answer(places.socket_of(version), manifest["gate"], places.read(places.KEY))
     except RefusedError:
         units.remove(units.unit_of(version))
         raise
@@ -122,29 +108,29 @@ def rollback(_: argparse.Namespace) -> dict[str, Any]:
 
 def status(_: argparse.Namespace) -> dict[str, Any]:
     """Return what is served, and how it is."""
-    version, runtimes = _version(CURRENT), _runtimes()
+    version, runtimes = places.version_of(places.CURRENT), places.runtimes()
     if version is None:
         return {"version": None, "runtimes": runtimes}
     found: dict[str, Any] = {
-        "version": version, "runtimes": runtimes, "previous": _version(PREVIOUS),
-        "listen": _read(LISTEN), "active": False}
-    manifest = json.loads((VERSIONS / version / checks.MANIFEST).read_text(encoding="utf-8"))
+        "version": version, "runtimes": runtimes, "previous": places.version_of(places.PREVIOUS),
+        "listen": places.read(places.LISTEN), "active": False}
+    manifest = json.loads((places.VERSIONS / version / checks.MANIFEST).read_text(encoding="utf-8"))
     told = units.show(units.unit_of(version), "ActiveState", "MemoryCurrent", "NRestarts")
     found.update(model=manifest["name"], active=told.get("ActiveState") == "active",
                  memory_bytes=_number(told.get("MemoryCurrent")),
                  restarts=_number(told.get("NRestarts")),
                  promised=[dict(limit) for limit in manifest["gate"]["limits"]])
     with contextlib.suppress(OSError, RefusedError):
-        found["health"] = trial.health(_socket(version))
+        found["health"] = trial.health(places.socket_of(version))
     return found
 
 
 def undeploy(_: argparse.Namespace) -> dict[str, Any]:
     """Stop what is served and remove all of it."""
-    version = _version(CURRENT)
+    version = places.version_of(places.CURRENT)
     units.remove(units.ADDRESS, units.WAY, *(
-        units.unit_of(place.name) for place in VERSIONS.iterdir()))
-    shutil.rmtree(ROOT)
+        units.unit_of(place.name) for place in places.VERSIONS.iterdir()))
+    shutil.rmtree(places.ROOT)
     return {"removed": version}
 
 
@@ -153,7 +139,7 @@ def undeploy(_: argparse.Namespace) -> dict[str, Any]:
 
 def _allowed(signer: str | None, *, replace: bool) -> str:
     """Return whose bundles are installed: who is trusted here, else who is named."""
-    known = _read(SIGNERS)
+    known = places.read(places.SIGNERS)
     if signer is None and not known:
         raise RefusedError("nobody's bundles are trusted here yet: name the key of who signed it "
                            "with --signer")
@@ -166,62 +152,15 @@ def _check_listen(listen: str, key_file: Path | None) -> None:
     address, _, port = listen.rpartition(":")
     if not port.isdigit() or not address:
         raise RefusedError(f"--listen takes ADDRESS:PORT, as {OPEN}: got {listen!r}")
-    has_key = bool(_read(KEY)) or (
+    has_key = bool(places.read(places.KEY)) or (
         key_file is not None and bool(key_file.read_text(encoding="utf-8").strip()))
     if not (address.startswith("127.") or address in {"[::1]", "localhost"} or has_key):
         raise RefusedError(f"whoever reaches {listen} could ask: give an API key as well")
 
 
 def _is_same(bundle: Path, version: str) -> bool:
-    file = VERSIONS / version / checks.MANIFEST
+    file = places.VERSIONS / version / checks.MANIFEST
     return file.is_file() and file.read_bytes() == (bundle / checks.MANIFEST).read_bytes()
-
-
-def _lay_out(manifest: dict[str, Any], bundle: Path, store: dict[str, str], place: Path) -> None:
-    """Copy a bundle's files to where they are used, and unpack its runtime, unless it is there."""
-    archives = {path: file for path, file in manifest["files"].items() if checks.is_runtime(path)}
-    runtime = RUNTIMES / checks.runtime_of(manifest)
-    if not runtime.is_dir():
-        with _made(runtime) as part:
-            checks.copy_files(archives, bundle, store, part)
-            for archive in archives:
-                with zipfile.ZipFile(part / archive) as packed:
-                    packed.extractall(part)
-            shutil.rmtree(part / RUNTIME)
-            _compile(part)
-    with _made(place) as part:
-        others = {path: file for path, file in manifest["files"].items() if path not in archives}
-        checks.copy_files(others, bundle, store, part)
-        (part / RUNTIME).symlink_to(runtime)
-        (part / "http.sock").symlink_to(_socket(place.name))
-        shutil.copyfile(bundle / checks.MANIFEST, part / checks.MANIFEST)
-        _compile(part / "server")
-
-
-@contextlib.contextmanager
-def _made(place: Path) -> Iterator[Path]:
-    """Give a directory to fill, which appears under its name when it is whole.
-
-    Raises:
-        RefusedError: The disk is full, or an archive is none.
-    """
-    part = place.with_name(f".{place.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        yield part
-        os.sync()
-        part.rename(place)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise RefusedError(f"the bundle cannot be laid out ({error})") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _compile(directory: Path) -> None:
-    """Compile Python's modules once: whoever serves may not write there, and would each time."""
-    subprocess.run([sys.executable, "-m", "compileall", "-q", "-j", "0", str(directory)],
-                   check=False, capture_output=True, timeout=1800)
 
 
 def _tried(manifest: dict[str, Any], place: Path, old: str | None) -> dict[str, float]:
@@ -231,7 +170,7 @@ def _tried(manifest: dict[str, Any], place: Path, old: str | None) -> dict[str, 
     """
     gate, version = manifest["gate"], place.name
     _start(version)
-    path, key = _socket(version), _read(KEY)
+    path, key = places.socket_of(version), places.read(places.KEY)
     try:
         trial.check_answer(path, gate, key)
         measured = trial.figures(trial.measure(path, gate, key), gate, path)
@@ -248,12 +187,12 @@ def _tried(manifest: dict[str, Any], place: Path, old: str | None) -> dict[str, 
 
 def _start(version: str) -> None:
     unit = units.unit_of(version)
-    text = string.Template((VERSIONS / version / UNIT).read_text(encoding="utf-8"))
-    units.write({unit: text.safe_substitute(python=sys.executable, credential=KEY)})
-    _keep(KEY, _read(KEY))  # empty where there is none
+    text = string.Template((places.VERSIONS / version / places.UNIT).read_text(encoding="utf-8"))
+    units.write({unit: text.safe_substitute(python=sys.executable, credential=places.KEY)})
+    places.keep(places.KEY, places.read(places.KEY))  # empty where there is none
     units.systemctl("start", unit)
     try:
-        trial.wait_until_well(_socket(version), lambda: units.is_active(unit), START_S)
+        trial.wait_until_well(places.socket_of(version), lambda: units.is_active(unit), START_S)
     except RefusedError as error:
         raise RefusedError(f"{error}: {units.last_words(unit)}") from error
 
@@ -272,18 +211,18 @@ def _held(unit: str) -> Iterator[None]:
 def _switch(version: str, old: str | None) -> None:
     """Let new connections go to another version, from one moment to the next."""
     units.systemctl("enable", units.unit_of(version))
-    _link(CURRENT, version)
+    places.point(places.CURRENT, version)
     if old and old != version:
-        _link(PREVIOUS, old)
+        places.point(places.PREVIOUS, old)
         units.systemctl("disable", units.unit_of(old))
 
 
 def _open(listen: str, proxy: Path) -> None:
     """Open the address, unless it is open."""
-    told = {"listen": listen, "proxy": proxy, "root": ROOT}
-    texts = {name: string.Template((CURRENT / name).read_text(encoding="utf-8"))
+    told = {"listen": listen, "proxy": proxy, "root": places.ROOT}
+    texts = {name: string.Template((places.CURRENT / name).read_text(encoding="utf-8"))
              for name in (units.ADDRESS, units.WAY)}
-    _keep(LISTEN, listen)
+    places.keep(places.LISTEN, listen)
     if units.write({name: text.safe_substitute(told) for name, text in texts.items()}):
         units.systemctl("stop", units.ADDRESS, units.WAY)
     units.systemctl("enable", "--now", units.ADDRESS)
@@ -291,7 +230,7 @@ def _open(listen: str, proxy: Path) -> None:
 
 def _end(version: str) -> None:
     """Stop a version when its last request is answered."""
-    path, unit = _socket(version), units.unit_of(version)
+    path, unit = places.socket_of(version), units.unit_of(version)
     deadline, idle_since = time.monotonic() + units.TIMEOUT_S, None
     while time.monotonic() < deadline:
         try:
@@ -308,48 +247,17 @@ def _end(version: str) -> None:
 
 def _tidy() -> None:
     """Remove versions that are neither served nor the one before."""
-    kept = {_version(CURRENT), _version(PREVIOUS)}
-    old = [place for place in VERSIONS.iterdir() if place.name not in kept]
+    kept = {places.version_of(places.CURRENT), places.version_of(places.PREVIOUS)}
+    old = [place for place in places.VERSIONS.iterdir() if place.name not in kept]
     units.remove(*(units.unit_of(place.name) for place in old))
     for place in old:
         shutil.rmtree(place, ignore_errors=True)
 
 
-    used = {(VERSIONS / version / RUNTIME).readlink().name for version in kept if version}
-    for runtime in _runtimes():
+    used = {(places.VERSIONS / one / places.RUNTIME).readlink().name for one in kept if one}
+    for runtime in places.runtimes():
         if runtime not in used:
-            shutil.rmtree(RUNTIMES / runtime)
-
-
-def _runtimes() -> list[str]:
-    return [path.name for path in RUNTIMES.glob("[!.]*")]
-
-
-def _socket(version: str) -> Path:
-    return Path("/run/edgeprune") / version / "http.sock"
-
-
-def _version(link: Path) -> str | None:
-    return link.readlink().name if link.is_symlink() else None
-
-
-def _link(link: Path, version: str) -> None:
-    part = link.with_name(f".{link.name}.part")
-    part.unlink(missing_ok=True)
-    part.symlink_to(VERSIONS / version)
-    part.replace(link)
-
-
-def _read(file: Path) -> str:
-    return file.read_text(encoding="utf-8") if file.is_file() else ""
-
-
-def _keep(file: Path, text: str) -> None:
-    """Write what only root reads."""
-    part = file.with_name(f".{file.name}.part")
-    part.touch(mode=0o600)
-    part.write_text(text, encoding="utf-8")
-    part.replace(file)
+            shutil.rmtree(places.RUNTIMES / runtime)
 
 
 def _number(text: str | None) -> int | None:
@@ -359,9 +267,9 @@ def _number(text: str | None) -> int | None:
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
     """Let no two installers work at once."""
-    ROOT.mkdir(parents=True, exist_ok=True)
-    VERSIONS.mkdir(exist_ok=True)
-    ROOT.chmod(0o755)
+    places.ROOT.mkdir(parents=True, exist_ok=True)
+    places.VERSIONS.mkdir(exist_ok=True)
+    places.ROOT.chmod(0o755)
     with Path("/run/edgeprune.lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -369,18 +277,18 @@ def _alone() -> Iterator[None]:
 
 def _once(attempt: str | None, options: argparse.Namespace) -> dict[str, Any]:
     """Do what was asked, unless this very attempt was made: its connection may have broken."""
-    file = ATTEMPTS / f"{attempt}.json" if attempt else None
+    file = places.ATTEMPTS / f"{attempt}.json" if attempt else None
     if file is not None and file.is_file():
         return dict(json.loads(file.read_text(encoding="utf-8")))
     try:
         result = options.command(options)
     except RefusedError as error:
         result = {"error": str(error)}
-    if file is not None and ROOT.is_dir():
-        ATTEMPTS.mkdir(exist_ok=True)
-        for old in sorted(ATTEMPTS.iterdir(), key=lambda path: path.stat().st_mtime)[:-9]:
+    if file is not None and places.ROOT.is_dir():
+        places.ATTEMPTS.mkdir(exist_ok=True)
+        for old in sorted(places.ATTEMPTS.iterdir(), key=lambda path: path.stat().st_mtime)[:-9]:
             old.unlink()
-        _keep(file, json.dumps(result))
+        places.keep(file, json.dumps(result))
     return dict(result)
 
 

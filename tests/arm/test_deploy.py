@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import subprocess
 import threading
 import time
@@ -22,7 +23,7 @@ import pytest
 
 from edgeprune.deploy.bundle import Serving, package
 from edgeprune.deploy.served import served_of_artifact
-from edgeprune.deploy.signing import own_key
+from edgeprune.deploy.signing import own_key, sign
 from edgeprune.device.probe import DeviceFacts
 from edgeprune.device.session import open_device
 from edgeprune.device.target import Target
@@ -210,6 +211,13 @@ def test_what_is_damaged_or_not_for_this_machine_changes_nothing(
     monkeypatch.undo()
 
     larger = _package(bundles / "v7", spoken_file, facts)
+    foreign = bundles / "v8"
+    shutil.copytree(larger, foreign)
+    manifest = foreign / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"aarch64"', '"riscv64"'))
+    sign(manifest, own_key())
+    assert_one_line(_deploy(cli, targets, foreign), 5, "another architecture", "riscv64", "aarch64")
+
     machine.run("fallocate -l $(($(stat -f -c '%a*%S' /) - 20000000)) /var/tmp/full", "root")
     try:
         assert_one_line(_deploy(cli, targets, larger), 5, "not enough disk")
