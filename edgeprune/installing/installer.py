@@ -62,7 +62,7 @@ def deploy(options: argparse.Namespace) -> dict[str, Any]:
                            "with another --version")
     try:
         if is_new:
-            checks.check_disk(manifest, places.ROOT)
+            checks.check_disk(manifest, places.ROOT.parent)
             places.lay_out(manifest, bundle, store, place)
         if options.api_key_file:
             places.keep(places.KEY, options.api_key_file.read_text(encoding="utf-8").strip())
@@ -74,6 +74,7 @@ def deploy(options: argparse.Namespace) -> dict[str, Any]:
             units.remove(units.unit_of(version))
         if is_new:
             shutil.rmtree(place, ignore_errors=True)
+            _tidy()
         raise
     _switch(version, old)
     _open(listen, proxy)
@@ -129,8 +130,8 @@ def undeploy(_: argparse.Namespace) -> dict[str, Any]:
     """Stop what is served and remove all of it."""
     version = places.version_of(places.CURRENT)
     units.remove(units.ADDRESS, units.WAY, *(
-        units.unit_of(place.name) for place in places.VERSIONS.iterdir()))
-    shutil.rmtree(places.ROOT)
+        units.unit_of(place.name) for place in places.VERSIONS.glob("*")))
+    shutil.rmtree(places.ROOT, ignore_errors=True)
     return {"removed": version}
 
 
@@ -246,9 +247,9 @@ def _end(version: str) -> None:
 
 
 def _tidy() -> None:
-    """Remove versions that are neither served nor the one before."""
+    """Remove versions that are neither served nor the one before, and runtimes of none."""
     kept = {places.version_of(places.CURRENT), places.version_of(places.PREVIOUS)}
-    old = [place for place in places.VERSIONS.iterdir() if place.name not in kept]
+    old = [place for place in places.VERSIONS.glob("*") if place.name not in kept]
     units.remove(*(units.unit_of(place.name) for place in old))
     for place in old:
         shutil.rmtree(place, ignore_errors=True)
@@ -267,9 +268,6 @@ def _number(text: str | None) -> int | None:
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
     """Let no two installers work at once."""
-    places.ROOT.mkdir(parents=True, exist_ok=True)
-    places.VERSIONS.mkdir(exist_ok=True)
-    places.ROOT.chmod(0o755)
     with Path("/run/edgeprune.lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -310,6 +308,7 @@ def main() -> int:
             one.add_argument("--api-key-file", type=Path)
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, _terminated)
+    os.umask(0o022)  # what serves is nobody in particular, and has to read it
     if os.geteuid() != 0:
         print(json.dumps({"error": "installing needs root"}))
         return 1
