@@ -106,7 +106,7 @@ def test_local_files_are_scored(spoken: Path, tmp_path: Path) -> None:
     assert scores["choices", "acc"].value == pytest.approx(sum(right) / 3)
 
 
-def test_a_yaml_task_of_lm_evals_own_kind_is_scored(spoken: Path, tmp_path: Path) -> None:
+def test_a_yaml_task_of_lm_evals_own_kind_is_scored(spoken_file: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("\n".join(
         json.dumps({"page": text}) for text in TEXTS), encoding="utf-8")
     (tmp_path / "mine.yaml").write_text(f"""
@@ -119,7 +119,7 @@ doc_to_text: ""
 doc_to_target: "{{{{page}}}}"
 metric_list: [{{metric: word_perplexity}}]
 """, encoding="utf-8")
-    (score,) = task_scores(spoken, [str(tmp_path / "mine.yaml")], limit=2)
+    (score,) = task_scores(spoken_file, [str(tmp_path / "mine.yaml")], limit=2)
     assert (score.task, score.metric, score.n_samples) == ("mine_alone", "word_perplexity", 2)
     assert score.value > 1
 
@@ -134,8 +134,8 @@ def test_bad_task_files_are_refused(gguf_file: Path, tmp_path: Path, line: str, 
         task_scores(gguf_file, [str(tmp_path / "a.jsonl")])
 
 
-def test_unknown_tasks_are_refused(spoken: Path, tmp_path: Path) -> None:
+def test_unknown_tasks_are_refused(spoken_file: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no_such_task"):
-        task_scores(spoken, ["no_such_task"])
+        task_scores(spoken_file, ["no_such_task"])
     with pytest.raises(InputError, match="cannot be read"):
-        task_scores(spoken, [str(tmp_path / "no.jsonl")])
+        task_scores(spoken_file, [str(tmp_path / "no.jsonl")])
