@@ -81,7 +81,7 @@ def test_what_loses_too_much_is_refused_with_the_figure_and_can_be_had_all_the_s
 @pytest.mark.smollm2
 @pytest.mark.timeout(1800)
 def test_smollm2_holds_a_budget_as_onnx_int8(cli: Cli, tmp_path: Path) -> None:
-    arguments = ("run", "smollm2", *ONNX, "--target", "local", "--budget", "100 tokens < 75%",
+    arguments = ("run", "smollm2", *ONNX, "--target", "local", "--budget", "40 tokens < 75%",
                  "--name", "r", "--effort", "low")
     done = run_until_quiet(cli, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -101,14 +101,14 @@ def check_machine(manifest: Mapping[str, Any]) -> None:
                                "package it for this target")
 
 
-def check_disk(manifest: Mapping[str, Any], root: Path) -> None:
-    """Refuse a bundle that does not fit the disk.
+def check_disk(files: Mapping[str, Any], root: Path) -> None:
+    """Refuse files of a bundle that do not fit the disk.
 
     Raises:
         RefusedError: There is too little room.
     """
     wanted = sum(file["size_bytes"] * (UNPACKED if path.endswith(".zip") else 1)
-                 for path, file in manifest["files"].items())
+                 for path, file in files.items())
     free = shutil.disk_usage(root).free
     if free < wanted + SPARE_BYTES:
         raise RefusedError(f"not enough disk under {root}: {wanted / 2**20:.0f} MiB are needed, "

@@ -62,7 +62,7 @@ def deploy(options: argparse.Namespace) -> dict[str, Any]:
                            "with another --version")
     try:
         if is_new:
-            checks.check_disk(manifest, places.ROOT.parent)
+            checks.check_disk(places.missing_files(manifest), places.ROOT.parent)
             places.lay_out(manifest, bundle, store, place)
         if options.api_key_file:
             places.keep(places.KEY, options.api_key_file.read_text(encoding="utf-8").strip())
@@ -131,7 +131,8 @@ def undeploy(_: argparse.Namespace) -> dict[str, Any]:
     version = places.version_of(places.CURRENT)
     units.remove(units.ADDRESS, units.WAY, *(
         units.unit_of(place.name) for place in places.VERSIONS.glob("*")))
-    shutil.rmtree(places.ROOT, ignore_errors=True)
+    for directory in (places.ROOT, places.SOCKETS):
+        shutil.rmtree(directory, ignore_errors=True)
     return {"removed": version}
 
 

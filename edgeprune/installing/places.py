@@ -31,6 +31,14 @@ CURRENT, PREVIOUS = ROOT / "current", ROOT / "previous"
 SIGNERS, KEY, ATTEMPTS = ROOT / "allowed_signers", ROOT / "api_key", ROOT / "attempts"
 LISTEN = ROOT / "listen"
 RUNTIME, UNIT = "runtime", "edgeprune-model.service"
+SOCKETS = Path("/run/edgeprune")
+
+
+def missing_files(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return the files of a manifest that have to be copied: not those of a runtime that is here."""
+    is_here = (RUNTIMES / checks.runtime_of(manifest)).is_dir()
+    return {path: file for path, file in manifest["files"].items()
+            if not (is_here and checks.is_runtime(path))}
 
 
 def lay_out(manifest: dict[str, Any], bundle: Path, store: dict[str, str], place: Path) -> None:
@@ -87,7 +95,7 @@ def runtimes() -> list[str]:
 
 def socket_of(version: str) -> Path:
     """Return where a version listens."""
-    return Path("/run/edgeprune") / version / "http.sock"
+    return SOCKETS / version / "http.sock"
 
 
 def version_of(link: Path) -> str | None:

@@ -89,9 +89,9 @@ def test_another_machine_and_a_full_disk_are_refused(tmp_path: Path) -> None:
     for wrong, named in (({"architecture": "riscv64"}, "riscv64"), ({"python": "3.8"}, "3.8")):
         with pytest.raises(RefusedError, match=named):
             checks.check_machine({**here, **wrong})
-    checks.check_disk({"files": {"a": {"size_bytes": 1}}}, tmp_path)
+    checks.check_disk({"a": {"size_bytes": 1}}, tmp_path)
     with pytest.raises(RefusedError, match="not enough disk"):
-        checks.check_disk({"files": {"a": {"size_bytes": 2**60}}}, tmp_path)
+        checks.check_disk({"a": {"size_bytes": 2**60}}, tmp_path)
 
 
 def test_a_runtime_is_known_by_its_archives_alone() -> None:
