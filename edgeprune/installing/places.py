@@ -35,7 +35,7 @@ SOCKETS = Path("/run/edgeprune")
 
 
 def missing_files(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Return the files of a manifest that have to be copied: not those of a runtime that is here."""
+    """Return the files of a manifest that are to be copied: not those of a runtime that is here."""
     is_here = (RUNTIMES / checks.runtime_of(manifest)).is_dir()
     return {path: file for path, file in manifest["files"].items()
             if not (is_here and checks.is_runtime(path))}
