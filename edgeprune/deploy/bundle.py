@@ -13,7 +13,6 @@ import json
 import shutil
 import string
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
@@ -35,7 +34,7 @@ from edgeprune.errors import UsageError
 from edgeprune.installing.checks import VERSION
 from edgeprune.installing.places import ROOT, VERSIONS
 from edgeprune.quality.windows import opened
-from edgeprune.records import __version__, digest, file_digest, write_text
+from edgeprune.records import Record, __version__, digest, file_digest, write_text
 
 STEP = 256  # contexts are whole steps of so many tokens
 SERVER = ("serving/__init__.py", "serving/limits.py", "serving/meter.py", "serving/served.py",
@@ -46,8 +45,7 @@ TEMPLATES = ("Dockerfile", "MODEL_CARD.md", "edgeprune-model.service", "edgeprun
              "edgeprune.socket", "install.sh", "playbook.yml")
 
 
-@dataclass(frozen=True)
-class Serving:
+class Serving(Record):
     """How it is served: of `edgeprune.serving.server.Config` what the user may choose."""
 
     queue: int = 8

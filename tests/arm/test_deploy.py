@@ -198,7 +198,7 @@ def test_what_is_damaged_or_not_for_this_machine_changes_nothing(
     manifest.write_text(manifest.read_text().replace("v4", "v5"))
     assert_one_line(_deploy(cli, targets, damaged), 6, "signature")
 
-    done = cli("deploy", str(bundles / "v3"), "--target", "edge", "--target", "root", "--targets",
+    done = cli("deploy", str(bundles / "v1"), "--target", "edge", "--target", "root", "--targets",
                str(targets))
     assert done.returncode == 10
     assert "root" in done.stdout

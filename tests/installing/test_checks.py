@@ -59,7 +59,7 @@ def test_a_signature_for_something_else_is_none_for_a_bundle(tmp_path: Path, key
         checks.signed_manifest(tmp_path, allowed)
 
 
-@pytest.mark.parametrize("text", ["", "ssh-ed25519", 'x" AAAA', "ssh-ed25519 AA\nAA*", "* AAAA"])
+@pytest.mark.parametrize("text", ["", "ssh-ed25519", 'x" AAAA', "ssh-ed25519 AA*", "* AAAA"])
 def test_what_is_no_key_is_not_trusted(text: str) -> None:
     with pytest.raises(RefusedError, match="no public key"):
         checks.signers(text)
