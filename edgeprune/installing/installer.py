@@ -56,7 +56,7 @@ def deploy(options: argparse.Namespace) -> dict[str, Any]:
         return {"version": version, "already": "already served"}
     place = places.VERSIONS / version
     store = json.loads(options.store.read_text(encoding="utf-8")) if options.store else {}
-    is_new = not place.is_dir()
+    is_new, old_key = not place.is_dir(), places.read(places.KEY)
     if not is_new and not _is_same(bundle, version):
         raise RefusedError(f"another bundle is installed as version {version}; package this one "
                            "with another --version")
@@ -67,15 +67,17 @@ def deploy(options: argparse.Namespace) -> dict[str, Any]:
         if options.api_key_file:
             places.keep(places.KEY, options.api_key_file.read_text(encoding="utf-8").strip())
             options.api_key_file.unlink()
-        places.keep(places.SIGNERS, allowed)
         figures = _tried(manifest, place, old)
     except BaseException:
+        if places.ROOT.is_dir():
+            places.keep(places.KEY, old_key)
         if version != old:
             units.remove(units.unit_of(version))
         if is_new:
             shutil.rmtree(place, ignore_errors=True)
             _tidy()
         raise
+    places.keep(places.SIGNERS, allowed)
     _switch(version, old)
     _open(listen, proxy)
     if old and old != version:
