@@ -111,7 +111,11 @@ def test_a_reply_ends_when_its_client_is_gone(server: Running, stream: bool) -> 
           client.stream("POST", f"{server.url}/v1/completions", json=request) as answer):
         next(answer.iter_bytes())  # of a stream; else it waits in vain
     _wait_until_idle(server)
-    n_new = _counted(server, "edgeprune_tokens_total", kind="new") - before
+    for _ in range(100):  # a stream that was left is counted when its generator is let go
+        n_new = _counted(server, "edgeprune_tokens_total", kind="new") - before
+        if n_new or not stream:
+            break
+        time.sleep(0.1)
     assert n_new < 450
     assert n_new > 0 or not stream  # a machine that is busy may not have begun
 
