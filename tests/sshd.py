@@ -24,7 +24,7 @@ from edgeprune.device.target import Target
 
 PROGRAM = Path("/usr/sbin/sshd")
 SFTP = Path("/usr/lib/openssh/sftp-server")
-LACKING = "the local sshd needs, as root: apt-get install openssh-server"
+LACKING = "the local sshd needs, as root: apt-get install openssh-server curl"
 # Each command is noted before it runs.
 WRAPPER = """#!/bin/sh
 printf '%s\\n' "$SSH_ORIGINAL_COMMAND" >> '{log}'
@@ -215,15 +215,15 @@ def is_installed() -> bool:
 
 
 def install() -> int:
-    """Install openssh-server with apt-get, when it is missing and we may; return the status."""
-    if is_installed():
+    """Install openssh-server and curl with apt-get, when we may; return the status."""
+    if is_installed() and shutil.which("curl"):
         return 0
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         print(LACKING, file=sys.stderr)
         return 1
     apt = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-y"]
     subprocess.run([*apt, "update"], check=True)
-    return subprocess.run([*apt, "install", "--no-install-recommends", "openssh-server"],
+    return subprocess.run([*apt, "install", "--no-install-recommends", "openssh-server", "curl"],
                           check=False).returncode
 
 
