@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -33,6 +32,7 @@ from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.source import resolve_model
 from tests.arm import machine as arm
 from tests.arm.service import describe, tunnel
+from tests.sshd import free_port
 
 N_NEW = 16
 ROOT = Path(__file__).parent.parent
@@ -102,9 +102,7 @@ def _resident_bytes(url: str) -> float:
 @contextmanager
 def served(model: Path, queue: int) -> Iterator[str]:
     """Serve a model on this machine."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    port = free_port()
     config = model.with_suffix(".json")
     config.write_text(json.dumps({"model": model.name, "name": "smollm2", "version": "1",
                                   "n_ctx": 512, "threads": 2, "queue": queue, "port": port}))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from edgeprune.device.target import Target
 from tests.arm import machine as arm
+from tests.sshd import free_port
 
 SERVICE = 8080  # where the machine serves
 
@@ -30,9 +30,7 @@ def describe(target: Target, directory: Path) -> Path:
 @contextmanager
 def tunnel(machine: arm.Machine) -> Iterator[str]:
     """Give the address of the machine's service, through an ssh tunnel that outlives a reboot."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    port = free_port()
     argv = [*machine.ssh_argv("", "root")[:-1], "-N", "-L", f"{port}:127.0.0.1:{SERVICE}"]
     stopped = threading.Event()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ import pytest
 from edgeprune.export.artifact import export
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.tokenizer import tokenizer_of
+from tests.sshd import free_port
 
 
 @pytest.fixture(scope="session")
@@ -62,9 +62,7 @@ def serving(
     model: Path, scratch: Path, key: str | None = None, **changes: Any
 ) -> Iterator[Running]:
     """Run a server of a model on a free port."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    port = free_port()
     config = scratch / f"{port}.json"
     config.write_text(json.dumps({"model": str(model), "name": "small", "version": "1.0",
                                   "n_ctx": 512, "threads": 1, "port": port, **changes}))
