@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from edgeprune.model.cuts import Cuts
 from tests.conftest import Cli
 from tests.test_cli import assert_one_line
-from tests.test_pipeline import QUIET_OR_NOT, run_until_quiet
+from tests.test_pipeline import QUIET_OR_NOT
 
 ONNX = ("--format", "onnx:int8")
 
@@ -63,7 +61,7 @@ def _last_line(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedPr
 
 @pytest.mark.smollm2
 def test_what_loses_too_much_is_refused_with_the_figure_and_can_be_had_all_the_same(
-    cli: Cli, small: Path, tmp_path: Path
+    cli: Cli, tmp_path: Path
 ) -> None:
     dynamic = ("export", "smollm2", "model", "--format", "onnx:int8-dynamic")
     assert_one_line(cli(*dynamic), 8, "raises perplexity by", "3% are allowed",
@@ -72,26 +70,7 @@ def test_what_loses_too_much_is_refused_with_the_figure_and_can_be_had_all_the_s
     done = cli(*dynamic, "--allow-quality-loss")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "model/model.onnx").is_file()
-    done = cli("export", str(small), "model", *ONNX, "--force")  # within 3 %
+    done = cli("export", "smollm2", "model", *ONNX, "--force")  # within 3 %
     assert done.returncode == 0, done.stderr
     assert_one_line(cli("run", "smollm2", "--target", "local", "--format", "onnx:int4", "--budget",
                         "100 tokens < 2 s"), 8, "onnx:int4 raises perplexity by")
-
-
-@pytest.mark.smollm2
-@pytest.mark.timeout(1800)
-def test_smollm2_holds_a_budget_as_onnx_int8(cli: Cli, tmp_path: Path) -> None:
-    arguments = ("run", "smollm2", *ONNX, "--target", "local", "--budget", "40 tokens < 75%",
-                 "--name", "r", "--effort", "low")
-    done = run_until_quiet(cli, *arguments)
-    assert done.returncode == 0, done.stdout + done.stderr
-    outcome = json.loads((tmp_path / "runs/r/run.json").read_text())
-    (latency,) = outcome["judgements"]
-    assert latency["measured"]["high"] <= latency["limit"]
-    assert latency["limit"] == pytest.approx(0.75 * outcome["before"]["latency_p50_ms"])
-    assert outcome["plan"]["cuts"] != Cuts().model_dump(mode="json")
-    # dynamic int8 loses too much of SmolLM2, and is not measured
-    assert "dynamic int8 would raise perplexity" in done.stdout + done.stderr
-    assert outcome["quant"] == "onnx:int8"
-    assert not (tmp_path / "runs/r/formats.json").exists()
-    shutil.rmtree(tmp_path / "runs")

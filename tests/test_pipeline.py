@@ -202,7 +202,7 @@ def test_interrupted_politely_it_stops_its_job_and_says_how_to_go_on(
 @pytest.mark.smollm2
 @pytest.mark.timeout(1800)
 def test_smollm2_runs_a_quarter_faster_measured(cli: Cli, tmp_path: Path) -> None:
-    arguments = ("run", "smollm2", "--target", "local", "--budget", "40 tokens < 75%",
+    arguments = ("run", "smollm2", "--target", "local", "--budget", "100 tokens < 75%",
                  "--name", "r", "--effort", "low")
     done = run_until_quiet(cli, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
