@@ -20,7 +20,6 @@ from edgeprune.installing.errors import RefusedError
 
 REQUEST_S = 900.0
 LEAST_TOKENS = 4  # of a reply that is timed
-MEDIAN = 50.0
 
 
 class Timing(NamedTuple):
