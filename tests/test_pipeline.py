@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
+from edgeprune.device.agent import start_time
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import Cuts
 from edgeprune.records import Verdict
@@ -196,7 +197,7 @@ def test_interrupted_politely_it_stops_its_job_and_says_how_to_go_on(
     assert process.returncode == 130
     assert err.strip().splitlines()[-1].startswith("interrupted: run again")
     assert "Traceback" not in err
-    assert not Path(f"/proc/{pid}").exists()
+    assert start_time(pid) is None  # of a zombie, too: who waits for it is the system's affair
 
 
 @pytest.mark.smollm2

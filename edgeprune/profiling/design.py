@@ -35,7 +35,7 @@ class DesignPoint(NamedTuple):
 def pace_of(prompt_token_ms: float, token_ms: float) -> Pace:
     """Return requests that are long enough to tell and short enough to repeat."""
     n_long = max(16, min(256, int(LONG_PROMPT_MS / prompt_token_ms) // 32 * 32))
-    return Pace(max(4, n_long // 8), n_long, max(8, min(32, int(REPLY_MS / token_ms))))
+    return Pace(max(4, n_long // 8), n_long, max(4, min(32, int(REPLY_MS / token_ms))))
 
 
 def reference_shape(shape: LlamaShape, quant: str) -> LlamaShape:

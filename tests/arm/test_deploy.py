@@ -208,7 +208,7 @@ def test_what_is_damaged_or_not_for_this_machine_changes_nothing(
     assert "not tried" in done.stdout
     assert "installed by" in done.stdout
 
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))  # somebody else's key
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "theirs"))  # somebody else's key
     other = _package(bundles / "v6", spoken_file, facts)
     assert_one_line(_deploy(cli, targets, other), 10, "not one of those that are trusted here")
     monkeypatch.undo()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from edgeprune.device.agent import start_time
 from edgeprune.device.measure import Workload, bench_file, measure, send
 from edgeprune.device.session import Device, open_device
 from edgeprune.device.target import Target
@@ -107,10 +108,10 @@ def test_the_jobs_of_a_killed_run_are_ended(gguf_file: Path, tmp_path: Path) -> 
     run.send_signal(signal.SIGKILL)
     run.wait()
     pid = json.loads((job / "pid").read_text())["pid"]
-    assert _is_running(pid)  # it outlived its host
+    assert start_time(pid) is not None  # it outlived its host
     with open_device(Target(name="here", work_directory=str(work))) as device:
         device.run_job({"kind": "info"}, "another job")
-    assert not _is_running(pid)
+    assert start_time(pid) is None
     assert not job.exists()
 
 
@@ -142,14 +143,6 @@ def test_a_busy_machine_is_never_a_quiet_one(device: Device, gguf_file: Path) ->
             process.kill()
             process.wait()
     assert any("other processes" in what for what in found.disturbances)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
 
 
 def _wait_for_pid(jobs: Path) -> Path:
