@@ -231,7 +231,7 @@ def serve(spec: dict[str, Any], scratch: Path, asked: int, answered: int) -> Non
         for line in os.fdopen(asked):
             if line.strip() == "end":
                 break
-            settle(lambda: engine.request(prompt[:1], 2))
+            settle(lambda: engine.request(prompt[:1], 1))
             answer(engine.request(prompt, spec["n_new"]))
         answer({"memory": {**memory_of_self(), "python_bytes": baseline}, **engine.report()})
         os._exit(0)  # nothing is freed: the process ends, and the runtime with it

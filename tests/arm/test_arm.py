@@ -212,6 +212,7 @@ def test_a_directory_that_cannot_be_written_exits_5(
 
 
 @pytest.mark.smollm2
+@pytest.mark.usefixtures("_kept_profile")
 def test_smollm2_holds_a_budget_on_the_arm_machine(
     cli: Cli, arm_target: Target, ssh: SSHTransport, tmp_path: Path
 ) -> None:
@@ -258,6 +259,7 @@ def test_smollm2_holds_a_budget_on_the_arm_machine(
     assert listed.split() == [outcome["device_path"]]
 
 
+@pytest.mark.usefixtures("_kept_profile")
 def test_an_onnx_model_holds_a_budget_on_the_arm_machine(
     cli: Cli, arm_target: Target, ssh: SSHTransport, small: Path, tmp_path: Path
 ) -> None:
