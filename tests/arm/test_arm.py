@@ -217,7 +217,7 @@ def test_smollm2_holds_a_budget_on_the_arm_machine(
     cli: Cli, arm_target: Target, ssh: SSHTransport, tmp_path: Path
 ) -> None:
     arguments = ("run", "smollm2", "--target", arm_target.name, *TARGETS, "--name", "r",
-                 "--budget", "8 tokens after 4 < 90%, size < 75%", "--effort", "low")
+                 "--budget", "8 tokens after 4 < 80%, size < 70%", "--effort", "low")
     # the host dies in the middle of the first measurement, its job lives on over there
     first = subprocess.Popen(cli_argv(*arguments), cwd=tmp_path, stdout=subprocess.DEVNULL,
                              stderr=subprocess.DEVNULL)
@@ -245,8 +245,8 @@ def test_smollm2_holds_a_budget_on_the_arm_machine(
     before, after = outcome["before"], outcome["after"]
     latency, size = outcome["judgements"]
     assert latency["measured"]["high"] <= latency["limit"]
-    assert latency["limit"] == pytest.approx(0.9 * before["latency_p50_ms"])
-    assert size["measured"]["high"] <= size["limit"] == pytest.approx(0.75 * before["file_bytes"])
+    assert latency["limit"] == pytest.approx(0.8 * before["latency_p50_ms"])
+    assert size["measured"]["high"] <= size["limit"] == pytest.approx(0.7 * before["file_bytes"])
     assert 0 < before["decode_tokens_per_s"] < after["decode_tokens_per_s"]
     assert after["peak_ram_bytes"] > after["anonymous_bytes"] > 0
     assert "emulated" in (tmp_path / "runs/r/report.md").read_text()
