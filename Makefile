@@ -13,8 +13,7 @@ demo: install  ## the main job on this machine: a quarter less latency than the 
 	$(BIN)/edgeprune run smollm2 --target local --budget "$(BUDGET)"
 
 test: lint  ## every test, the emulated ARM machine included
-	-$(BIN)/python tests/arm/machine.py install  # without root it says what to install
-	-$(BIN)/python tests/sshd.py install  # likewise
+	-$(BIN)/python -m tests.install  # without root it says what to install
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
 
 lint: install

@@ -31,8 +31,8 @@ from edgeprune.export.gguf import export_gguf
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.source import resolve_model
 from tests.arm import machine as arm
-from tests.arm.service import describe, tunnel
-from tests.sshd import free_port
+from tests.host import free_port
+from tests.service import describe, tunnel
 
 N_NEW = 16
 ROOT = Path(__file__).parent.parent

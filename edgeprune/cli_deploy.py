@@ -225,11 +225,12 @@ def _packaged(
 
 
 def _bundle_of(bundle: Path, key: Path | None, targets: Path, notify: Any) -> Path:
-    from edgeprune.deploy.bundle import Serving
     from edgeprune.rundir import REQUEST
 
     if not (bundle / REQUEST).is_file():
-        return bundle
+        return bundle  # without what makes one, which takes seconds to load
+    from edgeprune.deploy.bundle import Serving
+
     served = _served(bundle, None, None, None, None, targets, notify)
     return _packaged(served, Serving(), None, bundle, key, None, notify)[0]
 

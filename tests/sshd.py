@@ -1,7 +1,7 @@
 """A real sshd of our own on this machine, and a relay in front of it that breaks connections.
 
 In: a directory. Out: a server with keys of its own that anyone may start, root or not. Its commands
-run here, in the home directory of who started it. Also a script: ``python tests/sshd.py install``.
+run here, in the home directory of who started it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgeprune.device.target import Target
+from tests.host import free_port
 
 PROGRAM = Path("/usr/sbin/sshd")
 SFTP = Path("/usr/lib/openssh/sftp-server")
+HOST_PACKAGES = {"openssh-server": str(PROGRAM), "openssh-sftp-server": str(SFTP), "curl": "curl"}
 LACKING = "the local sshd needs, as root: apt-get install openssh-server curl"
 # Each command is noted before it runs.
 WRAPPER = """#!/bin/sh
@@ -203,29 +205,6 @@ class Relay:
             return self._left <= 0
 
 
-def free_port() -> int:
-    """Return a port of this machine that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
 def is_installed() -> bool:
     """Tell whether there is an sshd to run."""
     return PROGRAM.is_file() and SFTP.is_file()
-
-
-def install() -> int:
-    """Install openssh-server and curl with apt-get, when we may; return the status."""
-    if is_installed() and shutil.which("curl"):
-        return 0
-    if os.geteuid() != 0 or not shutil.which("apt-get"):
-        print(LACKING, file=sys.stderr)
-        return 1
-    apt = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-y"]
-    subprocess.run([*apt, "update"], check=True)
-    return subprocess.run([*apt, "install", "--no-install-recommends", "openssh-server", "curl"],
-                          check=False).returncode
-
-
-if __name__ == "__main__":
-    sys.exit(install())

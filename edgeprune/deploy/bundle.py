@@ -31,6 +31,7 @@ from edgeprune.device.runtime import (
     server_archive,
 )
 from edgeprune.errors import UsageError
+from edgeprune.installing import MODULES
 from edgeprune.installing.checks import VERSION
 from edgeprune.installing.places import ROOT, VERSIONS
 from edgeprune.quality.windows import opened
@@ -39,8 +40,6 @@ from edgeprune.records import Record, __version__, digest, file_digest, write_te
 STEP = 256  # contexts are whole steps of so many tokens
 SERVER = ("serving/__init__.py", "serving/limits.py", "serving/meter.py", "serving/served.py",
           "serving/server.py", "device/engine_onnx.py")
-INSTALLER = ("__init__.py", "checks.py", "errors.py", "installer.py", "places.py", "trial.py",
-             "units.py")
 TEMPLATES = ("Dockerfile", "MODEL_CARD.md", "edgeprune-model.service", "edgeprune.service",
              "edgeprune.socket", "install.sh", "playbook.yml")
 
@@ -89,7 +88,7 @@ def package(
         here = Path(str(files("edgeprune")))
         for module in SERVER:
             _copy(here / module, part / "server/edgeprune" / module)
-        for module in INSTALLER:
+        for module in MODULES:
             _copy(here / "installing" / module, part / "installer/edgeprune/installing" / module)
         hashes = _hashes(part)
         version = version or digest({path: file.sha256 for path, file in hashes.items()}, serving,
@@ -171,7 +170,8 @@ def _write_texts(served: Served, serving: Serving, version: str, bundle: Path) -
         "place": VERSIONS / version,
         "stop_s": int(serving.time_limit_s * (serving.queue + 1)) + 10,
         "memory_max_bytes": served.memory_max_bytes, "tag": f"{served.name}:{version}".lower(),
-        "architecture": served.facts.architecture, "cpu_flags": cpu_flags(served.facts),
+        "architecture": served.facts.architecture, "platform": _platform(served.facts),
+        "cpu_flags": cpu_flags(served.facts),
         "edgeprune": __version__, "licence": served.licence, "what": served.what,
         "runtimes": ", ".join(" ".join(other) for other in _others(served)),
         "cuts": "\n".join(served.cuts), "measured": "\n".join(served.measured),
@@ -182,6 +182,12 @@ def _write_texts(served: Served, serving: Serving, version: str, bundle: Path) -
         text = files("edgeprune.deploy").joinpath("templates", name).read_text(encoding="utf-8")
         write_text(bundle / name, string.Template(text).safe_substitute(told, **own))
     (bundle / "install.sh").chmod(0o755)
+
+
+def _platform(facts: DeviceFacts) -> str:
+    """Return a machine's name among containers."""
+    names = {"aarch64": "arm64", "x86_64": "amd64"}
+    return f"linux/{names.get(facts.architecture, facts.architecture)}"
 
 
 def _python(facts: DeviceFacts) -> str:

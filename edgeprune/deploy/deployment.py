@@ -16,11 +16,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from edgeprune.deploy.bundle import INSTALLER
 from edgeprune.deploy.manifest import MANIFEST, SIGNATURE, Manifest
 from edgeprune.device.session import Device
 from edgeprune.device.transport import checked
 from edgeprune.errors import DeploymentError, DeviceError, EdgePruneError, InputError
+from edgeprune.installing import MODULES
 from edgeprune.installing.checks import is_runtime, runtime_of, signed_manifest, signers
 from edgeprune.installing.errors import RefusedError
 from edgeprune.records import Record
@@ -176,7 +176,7 @@ def _ask(device: Device, root: Sequence[str], arguments: Sequence[str]) -> dict[
     """Run the installer on a target; return what it says."""
     here = Path(str(files("edgeprune.installing")))
     place = device.put_programs("installer", {f"edgeprune/installing/{name}": here / name
-                                              for name in INSTALLER})
+                                              for name in MODULES})
     done = device.transport.run(
         [*root, "env", f"PYTHONPATH={place}", "PYTHONDONTWRITEBYTECODE=1", device.target.python,
          "-m", MODULE, *arguments], timeout_s=TIMEOUT_S)

@@ -81,7 +81,7 @@ def served_of_run(run: Path, outcome: Outcome, licence: str | None) -> Served:
     Raises:
         UsageError: It was made for `local`.
     """
-    if outcome.facts.architecture != "aarch64" or outcome.device_path is None:
+    if outcome.device_path is None:
         raise UsageError("the run was for this machine, and a bundle is for a target",
                          got=outcome.target, remedy="`edgeprune serve` serves it here; else run it "
                          "with --target, or package its artifact with --target and --budget")

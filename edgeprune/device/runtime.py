@@ -1,16 +1,18 @@
 """The runtimes on a target: llama-cpp-python, built for its CPU, and onnxruntime, as released.
 
 In: facts about a target. Out: a zip of unpacked wheels named by its content, and where it lies on
-the target, to be put on PYTHONPATH. llama-cpp-python's wheel is cross-built from the same sdist as
-the local package, once for each set of CPU features, with the C and C++ compiler that the PyPI
-package `ziglang` carries: the host needs no toolchain and the target no compiler, pip or internet.
-onnxruntime picks its kernels on the target; its wheel is fetched once for each Python.
+the target, to be put on PYTHONPATH. For ARM, llama-cpp-python's wheel is cross-built from the same
+sdist as the local package, once for each set of CPU features, with the C and C++ compiler that the
+PyPI package `ziglang` carries: the host needs no toolchain and the target no compiler, pip or
+internet. A target that is no ARM machine, but like this one, gets the package that is installed
+here. onnxruntime picks its kernels on the target; its wheel is fetched once for each Python.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from edgeprune.cache import cache_directory
-from edgeprune.device.probe import DeviceFacts
+from edgeprune.device.probe import DeviceFacts, parse_cpuinfo
 from edgeprune.device.transport import Transport, check_room, checked, rename, sending
 from edgeprune.errors import DeviceError, EdgePruneError
 from edgeprune.records import digest, file_digest
@@ -34,6 +36,7 @@ SERVER_PACKAGES = (
     "fastapi>=0.100", "uvicorn>=0.22", "sse-starlette>=1.6", "starlette-context>=0.3.6",
     "pydantic-settings>=2", "prometheus-client>=0.20", "jinja2>=2.11", "diskcache>=5.6", "numpy",
     "typing-extensions>=4.5")
+ARM, LIKE_HERE = "aarch64", "native"
 GLIBC = (2, 28)  # what the cross-built libraries ask for: Debian 10, Ubuntu 18.10 and later
 BUILD_TOOLS = {"ziglang": "ziglang", "scikit-build-core": "scikit_build_core",
                "ninja": "ninja", "cmake": "cmake", "pip": "pip"}
@@ -42,18 +45,37 @@ _FEATURES = {"asimddp": "dotprod", "asimdhp": "fullfp16", "i8mm": "i8mm"}
 
 
 def cpu_flags(facts: DeviceFacts) -> str:
-    """Return the `-mcpu` of a target: the baseline and the features that ggml has kernels for.
+    """Return what the runtime of a target is built for.
+
+    For ARM this is its `-mcpu`: the baseline and the features that ggml has kernels for. For a
+    target that is like this machine it is `native`.
 
     Raises:
-        DeviceError: Not a 64-bit ARM CPU.
+        DeviceError: Neither a 64-bit ARM CPU nor a machine like this one.
     """
-    if facts.architecture != "aarch64":
-        raise DeviceError("the runtime is built for 64-bit ARM targets only",
-                          got=facts.architecture,
-                          remedy="supported: aarch64 over SSH, and 'local' on any machine")
+    if facts.architecture != ARM:
+        if unlike := _unlike_here(facts):
+            raise DeviceError(
+                "the runtime is built for 64-bit ARM targets; others must be like this machine",
+                got=unlike, remedy="supported: aarch64 over SSH, and 'local' on any machine")
+        return LIKE_HERE
     baseline = "+v8_2a" if {"atomics", "asimdrdm", "dcpop"} <= set(facts.cpu_features) else ""
     known = [flag for name, flag in _FEATURES.items() if name in facts.cpu_features]
     return "generic" + baseline + "".join(f"+{flag}" for flag in known)
+
+
+def _unlike_here(facts: DeviceFacts) -> str:
+    """Say why a target cannot run what was built for this machine; empty when it can."""
+    here = platform.machine()
+    if facts.architecture != here:
+        return f"{facts.architecture}, here is {here}"
+    features = parse_cpuinfo(Path("/proc/cpuinfo").read_text(encoding="utf-8"))["features"].split()
+    if missing := sorted(set(features) - set(facts.cpu_features)):
+        return f"{here} without {', '.join(missing[:5])}"
+    glibc = platform.libc_ver()[1]
+    if facts.glibc is None or _numbers(facts.glibc) < _numbers(glibc):
+        return f"{here} with {_named(facts)}, here is {glibc}"
+    return ""
 
 
 def runtime_archive(facts: DeviceFacts, notify: Notify) -> Path:
@@ -65,6 +87,8 @@ def runtime_archive(facts: DeviceFacts, notify: Notify) -> Path:
     """
     check_supported(facts)
     flags = cpu_flags(facts)
+    if flags == LIKE_HERE:
+        return _installed()
     zig = _tool_version("ziglang")
     key = digest(LLAMA_CPP_PYTHON, flags, GLIBC, zig, _cmake_arguments(Path("zig"), flags))
     directory = cache_directory() / "runtimes" / key
@@ -92,10 +116,7 @@ def server_archive(facts: DeviceFacts, notify: Notify) -> Path:
         DeviceError: There are no such packages for the target's Python.
     """
     def with_server(site: Path) -> None:
-        package = importlib.util.find_spec("llama_cpp")
-        if package is None or package.origin is None:
-            raise EdgePruneError("llama_cpp is not installed", remedy="pip install edgeprune")
-        for file in (Path(package.origin).parent / "server").glob("*.py"):
+        for file in (_place("llama_cpp").parent / "server").glob("*.py"):
             (site / "llama_cpp/server").mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, site / "llama_cpp/server" / file.name)
 
@@ -104,7 +125,16 @@ def server_archive(facts: DeviceFacts, notify: Notify) -> Path:
 
 
 def _minor(facts: DeviceFacts) -> tuple[int, ...]:
-    return tuple(int(part) for part in facts.python.split(".")[:2])
+    return _numbers(facts.python)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Return the first two numbers of a version."""
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
+def _named(facts: DeviceFacts) -> str:
+    return f"glibc {facts.glibc}" if facts.glibc else "no glibc"
 
 
 def _fetched(
@@ -172,12 +202,12 @@ def check_supported(facts: DeviceFacts) -> None:
     """Refuse a target that no runtime can be built for.
 
     Raises:
-        DeviceError: Not 64-bit ARM, no glibc or one that is too old.
+        DeviceError: Neither 64-bit ARM nor like this machine, no glibc or one that is too old.
     """
     cpu_flags(facts)
-    if facts.glibc is None or tuple(map(int, facts.glibc.split(".")[:2])) < GLIBC:
+    if facts.glibc is None or _numbers(facts.glibc) < GLIBC:
         raise DeviceError(
-            "the runtime needs a target with glibc 2.28 or later", got=facts.glibc or "no glibc",
+            "the runtime needs a target with glibc 2.28 or later", got=_named(facts),
             remedy="use Debian 10, Ubuntu 20.04 or later (musl systems are not supported)",
         )
 
@@ -196,17 +226,46 @@ def _assemble(directory: Path, flags: str, notify: Notify) -> Path:
     """Build the wheel and zip it with what it imports, unpacked as it will lie on the target."""
     work = directory.with_name(f"{directory.name}.part{os.getpid()}")
     shutil.rmtree(work, ignore_errors=True)
-    site = work / "site"
     wheel = _build_wheel(work, flags, notify)
     with zipfile.ZipFile(wheel) as packed:
-        wanted = [n for n in packed.namelist() if n.startswith("llama_cpp/")
-                  and not n.startswith(("llama_cpp/server", "llama_cpp/include"))]
-        packed.extractall(site, wanted)
-    extension = importlib.util.find_spec("typing_extensions")
-    if extension is None or extension.origin is None:
-        raise EdgePruneError("typing_extensions is not installed", remedy="pip install edgeprune")
-    shutil.copyfile(extension.origin, site / "typing_extensions.py")
+        packed.extractall(work / "site", [n for n in packed.namelist() if _is_llama(n)])
+    return _with_extensions(work, directory)
+
+
+def _installed() -> Path:
+    """Return the zip of the llama-cpp-python that is installed here, made unless it is there."""
+    package = _place("llama_cpp").parent
+    files = {name: file for file in sorted(package.rglob("*")) if file.is_file()
+             and _is_llama(name := str(file.relative_to(package.parent)))}
+    key = digest({name: file_digest(file) for name, file in files.items()})
+    directory = cache_directory() / "runtimes" / f"{LIKE_HERE}-{key}"
+    if archives := sorted(directory.glob("*.zip")):
+        return archives[0]
+    work = directory.with_name(f"{directory.name}.part{os.getpid()}")
+    shutil.rmtree(work, ignore_errors=True)
+    for name, file in files.items():
+        (work / "site" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, work / "site" / name)
+    return _with_extensions(work, directory)
+
+
+def _is_llama(name: str) -> bool:
+    """Tell whether a file of the package is needed to run models."""
+    return name.startswith("llama_cpp/") and "__pycache__" not in name and not name.startswith(
+        ("llama_cpp/server", "llama_cpp/include"))
+
+
+def _with_extensions(work: Path, directory: Path) -> Path:
+    shutil.copyfile(_place("typing_extensions"), work / "site/typing_extensions.py")
     return _pack(work, directory)
+
+
+def _place(module: str) -> Path:
+    """Return the file of an installed module or package."""
+    found = importlib.util.find_spec(module)
+    if found is None or found.origin is None:
+        raise EdgePruneError(f"{module} is not installed", remedy="pip install edgeprune")
+    return Path(found.origin)
 
 
 def _pack(work: Path, directory: Path) -> Path:

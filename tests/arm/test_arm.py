@@ -1,25 +1,31 @@
-"""End to end over SSH on the emulated ARM machine: a real system with real sshd and systemd."""
+"""What only an ARM machine can show, end to end over SSH on the emulated one.
+
+The cross-built runtime and its kernels, the whole main job with GGUF and with ONNX, a deployment
+whose memory limit holds, a process that the kernel kills for its memory, and a clock of its own.
+What is not ARM's is shown by `tests/debian`, at native speed.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
-from edgeprune.device.login import PASSPHRASE
-from edgeprune.device.session import open_device
+from edgeprune.device.session import Device, open_device
 from edgeprune.device.ssh import SSHTransport
-from edgeprune.device.target import Target, load_target
+from edgeprune.device.target import Target
 from edgeprune.device.transport import checked
 from edgeprune.errors import DeviceError
+from tests.arm.machine import Machine
 from tests.conftest import ROOT, Cli, cli_argv
-from tests.test_cli import assert_one_line
+from tests.service import describe, tunnel
 
 pytestmark = [pytest.mark.arm, pytest.mark.timeout(2400)]
 TARGETS = ("--targets", str(ROOT / "targets"))
@@ -30,44 +36,6 @@ def ssh(arm_target: Target) -> Iterator[SSHTransport]:
     transport = SSHTransport(arm_target)
     yield transport
     transport.close()
-
-
-def test_commands_keep_arguments_streams_and_status(ssh: SSHTransport) -> None:
-    nasty = "$(touch gone) ; `id` 'quoted' \"twice\" * ü"
-    assert ssh.run(["printf", "%s", nasty]).stdout == nasty
-    done = ssh.run(["sh", "-c", "echo out; echo err >&2; exit 3"])
-    assert (done.status, done.stdout, done.stderr) == (3, "out\n", "err\n")
-    assert ssh.run(["no-such-program"]).status == 127
-    many = checked(ssh, ["seq", "200000"]).splitlines()
-    assert (len(many), many[-1]) == (200000, "200000")
-
-
-def test_a_command_that_does_not_end_is_given_up(ssh: SSHTransport) -> None:
-    with pytest.raises(DeviceError, match="no answer"):
-        ssh.run(["sleep", "60"], timeout_s=2)
-    assert ssh.run(["true"]).status == 0
-
-
-def test_files_go_there_and_back_whole(ssh: SSHTransport, tmp_path: Path) -> None:
-    data, seen = os.urandom(3_000_001), list[int]()
-    (tmp_path / "a").write_bytes(data)
-    ssh.put(tmp_path / "a", "with blank 'and quote", lambda done, _: seen.append(done))
-    ssh.put(tmp_path / "a", "with blank 'and quote")  # over what is there
-    ssh.get("with blank 'and quote", tmp_path / "b")
-    assert (tmp_path / "b").read_bytes() == data
-    assert seen[-1] == len(data)
-    assert ssh.run(["rm", "with blank 'and quote"]).status == 0
-    with pytest.raises(DeviceError, match="nothing"):
-        ssh.get("nothing", tmp_path / "c")
-    with pytest.raises(DeviceError, match="disk"):
-        ssh.put(tmp_path / "a", "/proc/no")
-
-
-def test_a_lost_connection_is_made_again(ssh: SSHTransport) -> None:
-    with pytest.raises(DeviceError, match="lost"):
-        # the parent of our command is the sshd process of this connection
-        ssh.run(["sh", "-c", "kill $PPID; sleep 60"], timeout_s=50)
-    assert ssh.run(["true"]).status == 0
 
 
 def test_the_machine_is_known_for_what_it_is(arm_target: Target) -> None:
@@ -87,128 +55,65 @@ def test_setup_uses_the_kernels_that_the_cpu_has(cli: Cli, arm_target: Target) -
     assert cli("target", "check", arm_target.name, *TARGETS).returncode == 0
 
 
-def _targets_with(directory: Path, target: Target, **changes: object) -> tuple[str, str]:
-    entries = {"host": target.host, "port": target.port, "user": target.user,
-               "key": str(target.key), "known_hosts": str(target.known_hosts), **changes}
-    lines = [f"{key} = {json.dumps(value)}" for key, value in entries.items() if value is not None]
-    (directory / "changed.toml").write_text("\n".join(lines))
-    return "--targets", str(directory)
+@pytest.fixture
+def device(arm_target: Target) -> Iterator[Device]:
+    with open_device(arm_target) as opened:
+        yield opened
 
 
-def _new_key(path: Path) -> Path:
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True)
-    return path
+def _reading(seconds: float) -> dict[str, Any]:
+    return {"kind": "bandwidth", "threads": 1, "seconds": seconds}
 
 
-def test_a_wrong_key_exits_5(cli: Cli, arm_target: Target, tmp_path: Path) -> None:
-    targets = _targets_with(tmp_path, arm_target, key=str(_new_key(tmp_path / "other")))
-    assert_one_line(cli("target", "check", "changed", *targets), 5, "refused", "authorized_keys")
-
-
-def test_an_unknown_host_key_exits_5(cli: Cli, arm_target: Target, tmp_path: Path) -> None:
-    (tmp_path / "empty").touch()
-    targets = _targets_with(tmp_path, arm_target, known_hosts=str(tmp_path / "empty"))
-    assert_one_line(cli("target", "check", "changed", *targets), 5, "unknown",
-                    "edgeprune target trust changed")
-
-
-def test_a_host_key_is_looked_at_and_trusted(
-    cli: Cli, arm_target: Target, ssh: SSHTransport, tmp_path: Path
+def test_what_takes_more_memory_than_there_is_is_told(
+    device: Device, machine: Machine
 ) -> None:
-    """Without a file of its own the target's key is kept beside the target's file."""
-    targets = _targets_with(tmp_path, arm_target, known_hosts=None)
-    trust = ("target", "trust", "changed", *targets)
-    assert_one_line(cli("target", "check", "changed", *targets), 5, "unknown")
-    other = _new_key(tmp_path / "host").with_suffix(".pub").read_text()
-    told = checked(ssh, ["ssh-keygen", "-lf", "/etc/ssh/ssh_host_ed25519_key.pub"]).split()[1]
-    assert_one_line(cli(*trust), 2, f"--fingerprint {told}")  # nobody can be asked
-    assert_one_line(cli(*trust, "--fingerprint", "SHA256:other"), 5, told, "SHA256:other")
-    assert not (tmp_path / "changed.known_hosts").exists()
-    done = cli(*trust, "--fingerprint", told)
-    assert done.returncode == 0, done.stderr
-    assert f"ssh-ed25519 {told}" in done.stdout
-    assert cli("target", "check", "changed", *targets).returncode == 0
-    assert "trusted already" in cli(*trust).stdout
-
-    # another machine at the same address
-    pinned = tmp_path / "changed.known_hosts"
-    pinned.write_text("board.example ssh-ed25519 AAAA\n"
-                      f"[{arm_target.host}]:{arm_target.port} {other}")
-    mine = subprocess.run(["ssh-keygen", "-lf", str(tmp_path / "host.pub")], check=True,
-                          capture_output=True, text=True).stdout.split()[1]
-    for command in (("target", "check", "changed", *targets), (*trust, "--fingerprint", told)):
-        assert_one_line(cli(*command), 5, "has changed", told, mine, "--replace")
-    assert cli(*trust, "--fingerprint", told, "--replace").returncode == 0
-    assert cli("target", "check", "changed", *targets).returncode == 0
-    assert "board.example" in pinned.read_text()
-
-
-def test_sshs_own_configuration_leads_to_a_machine_behind_a_hop(
-    cli: Cli, arm_target: Target, tmp_path: Path
-) -> None:
-    known = tmp_path / "known"
-    assert arm_target.known_hosts is not None
-    key = arm_target.known_hosts.expanduser().read_text().splitlines()[0].split(" ", 1)[1] + "\n"
-    known.write_text(f"[{arm_target.host}]:{arm_target.port} {key}127.0.0.1 {key}")
-    (tmp_path / "hops").write_text(
-        f"Host hop\n HostName {arm_target.host}\n Port {arm_target.port}\n"
-        "Host inner\n HostName 127.0.0.1\n Port 22\n ProxyJump hop\n")
-    config = tmp_path / "config"
-    config.write_text(f"Include {tmp_path / 'hops'}\nHost *\n User {arm_target.user}\n"
-                      f" IdentityFile {arm_target.key}\n UserKnownHostsFile {known}\n")
-    (tmp_path / "inner.toml").write_text(f'host = "inner"\nssh_config = "{config}"')
-    done = cli("target", "check", "inner", "--targets", str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    assert "aarch64" in done.stdout or "emulated" in done.stdout
-    known.write_text(f"127.0.0.1 {key}")  # the hop is not known any more
-    assert_one_line(cli("target", "check", "inner", "--targets", str(tmp_path)), 5,
-                    str(arm_target.port), "unknown")
-
-
-def test_a_key_may_be_encrypted(
-    cli: Cli, arm_target: Target, ssh: SSHTransport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    locked = tmp_path / "locked"
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "open, sesame", "-f", str(locked)],
-                   check=True)
-    public = locked.with_suffix(".pub").read_text().strip()
-    authorized = checked(ssh, ["cat", ".ssh/authorized_keys"])
-    (tmp_path / "both").write_text(f"{authorized.rstrip()}\n{public}\n")
-    ssh.put(tmp_path / "both", ".ssh/authorized_keys")
-    checked(ssh, ["chmod", "600", ".ssh/authorized_keys"])
-    check = ("target", "check", "changed", *_targets_with(tmp_path, arm_target, key=str(locked)))
+    """The kernel's own limit: the job is the largest process within it."""
+    uid = checked(device.transport, ["id", "-u"]).strip()
+    limit = f"systemctl set-property --runtime user-{uid}.slice MemoryMax="
+    machine.run(limit + "80M", user="root")
     try:
-        assert_one_line(cli(*check), 5, "encrypted", "ssh-add", PASSPHRASE)
-        monkeypatch.setenv(PASSPHRASE, "close, sesame")
-        assert_one_line(cli(*check), 5, "does not open the key")
-        monkeypatch.setenv(PASSPHRASE, "open, sesame")
-        assert cli(*check).returncode == 0
-        monkeypatch.delenv(PASSPHRASE)
-        asked = list[str]()
-
-        def ask(key: str) -> str:
-            asked.append(key)
-            return "open, sesame"
-
-        target = load_target("changed", tmp_path)
-        transport = SSHTransport(target, ask)
-        with pytest.raises(DeviceError, match="lost"):
-            transport.run(["sh", "-c", "kill $PPID; sleep 60"], timeout_s=50)
-        assert transport.run(["true"]).status == 0
-        transport.close()
-        assert asked == [str(locked)]
+        with pytest.raises(DeviceError, match=r"out of memory\?"):
+            device.run_job({**_reading(5), "threads": 2}, "reading")
     finally:
-        (tmp_path / "one").write_text(authorized)
-        ssh.put(tmp_path / "one", ".ssh/authorized_keys")
-        checked(ssh, ["chmod", "600", ".ssh/authorized_keys"])
+        machine.run(limit + "infinity", user="root")
+    assert device.jobs().holder() is None
+    assert device.run_job(_reading(0.1), "reading")["read_bytes_per_s"] > 1e6
 
 
-def test_a_directory_that_cannot_be_written_exits_5(
-    cli: Cli, arm_target: Target, tmp_path: Path
+def test_a_wrong_clock_is_refused(device: Device, machine: Machine) -> None:
+    now = int(checked(device.transport, ["date", "+%s"]))
+    machine.run(f"date -s @{now - 10 * 86400}", user="root")
+    try:
+        with open_device(device.target) as late, pytest.raises(DeviceError, match="clock is wrong"):
+            late.run_job(_reading(0.1), "reading")
+    finally:
+        machine.run(f"date -s @{int(time.time())}", user="root")
+
+
+def test_a_bundle_is_served_within_its_memory(
+    cli: Cli, arm_target: Target, machine: Machine, spoken_file: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    targets = _targets_with(tmp_path, arm_target, work_directory="/proc/edgeprune")
-    assert_one_line(cli("target", "setup", "changed", *targets), 5, "cannot be written",
-                    "/proc/edgeprune", "work_directory")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))  # a signing key of its own
+    targets = ("--target", "root", "--targets", str(describe(arm_target, tmp_path)))
+    done = cli("package", str(spoken_file), *targets, "--version", "v1", "--out",
+               str(tmp_path / "v1"), "--budget", "4 tokens after 4 < 3 min, ram < 500 MB")
+    assert done.returncode == 0, done.stderr
+    done = cli("deploy", str(tmp_path / "v1"), *targets)
+    assert done.returncode == 0, done.stderr
+    assert "root serves version v1 at 127.0.0.1:8080" in done.stdout
+    # the kernel's own figure, not only the unit's
+    unit = "edgeprune-model-v1.service"
+    limit = machine.run(f"cat /sys/fs/cgroup/system.slice/{unit}/memory.max", "root")
+    assert abs(int(limit) - 500_000_000) < 4096
+    with tunnel(machine) as url:
+        answer = httpx.Client(transport=httpx.HTTPTransport(retries=5)).post(
+            f"{url}/v1/completions", json={"prompt": "One", "max_tokens": 2}, timeout=300)
+    assert answer.json()["choices"][0]["text"]
+    done = cli("undeploy", *targets)
+    assert done.returncode == 0, done.stderr
+    assert machine.run("ls /opt", "root") == ""
 
 
 @pytest.mark.smollm2

@@ -39,8 +39,6 @@ def device(sshd: Server, relay: Relay, tmp_path: Path) -> Iterator[Device]:
     """Give the sshd as a target that may be anything: jobs of the standard library run on it."""
     target = sshd.target(port=relay.port, work_directory=str(tmp_path / "work"))
     with open_device(target) as opened:
-        opened.facts = opened.facts.model_copy(
-            update={"architecture": "aarch64", "glibc": "2.36"})
         yield opened
         jobs = opened.jobs()
         if left := jobs.holder():  # of a test that failed
@@ -90,8 +88,6 @@ def _host(sshd: Server, work: Path, seconds: float) -> subprocess.Popen[bytes]:
         "from edgeprune.device.session import open_device\n"
         "from edgeprune.device.target import Target\n"
         f"with open_device(Target.model_validate_json({target.model_dump_json()!r})) as device:\n"
-        "    device.facts = device.facts.model_copy("
-        "update={'architecture': 'aarch64', 'glibc': '2.36'})\n"
         f"    device.run_job({_job(seconds)!r}, 'reading')\n"
     )
     host = subprocess.Popen([sys.executable, "-c", code])
@@ -145,9 +141,8 @@ def test_one_job_at_a_time_and_whose_it_is(
                    "python": target.python, "work_directory": target.work_directory}
         (tmp_path / "board.toml").write_text(
             "\n".join(f"{key} = {json.dumps(value)}" for key, value in entries.items()))
-        # it is no ARM machine, which `unlock` need not know; `check` says so
         unlock = ("target", "unlock", "board", "--targets", str(tmp_path))
-        assert_one_line(cli("target", "check", *unlock[2:]), 5, "64-bit ARM")
+        assert cli("target", "check", *unlock[2:]).returncode == 0
         assert_one_line(cli(*unlock), 2, "looks after it", "--force")
         done = cli(*unlock, "--force")
         assert done.returncode == 0, done.stderr

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from edgeprune.device.probe import DeviceFacts, facts_of
-from edgeprune.device.runtime import check_supported, cpu_flags, onnx_archive
+from edgeprune.device.probe import DeviceFacts, facts_of, probe
+from edgeprune.device.runtime import check_supported, cpu_flags, onnx_archive, runtime_archive
+from edgeprune.device.transport import LocalTransport
 from edgeprune.errors import DeviceError
 from tests.device.test_probe import PI5, QEMU, X86
 
@@ -26,7 +31,8 @@ def test_an_old_core_gets_the_baseline() -> None:
 
 
 @pytest.mark.parametrize(("facts", "named"), [
-    (facts_of(X86), "x86_64"),
+    (facts_of(X86).model_copy(update={"cpu_features": ()}), "x86_64"),
+    (_with(architecture="riscv64"), "riscv64"),
     (_with(architecture="armv7l"), "armv7l"),
     (_with(glibc=None), "musl"),
     (_with(glibc="2.24"), "2.24"),
@@ -34,6 +40,46 @@ def test_an_old_core_gets_the_baseline() -> None:
 def test_what_no_runtime_can_be_built_for_is_refused(facts: DeviceFacts, named: str) -> None:
     with pytest.raises(DeviceError, match=named):
         check_supported(facts)
+
+
+@pytest.fixture
+def here() -> DeviceFacts:
+    """Give the facts of this machine, which a target with another ARM CPU cannot be like."""
+    facts = probe(LocalTransport(), python=sys.executable)
+    if facts.architecture == "aarch64":
+        pytest.skip("an ARM target gets a runtime that is built for it")
+    return facts
+
+
+def test_a_target_like_this_machine_gets_what_is_installed_here(
+    here: DeviceFacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEPRUNE_CACHE", str(tmp_path))
+    assert cpu_flags(here) == "native"
+    archive = runtime_archive(here, lambda _: None)
+    assert runtime_archive(here, lambda _: None) == archive
+    with zipfile.ZipFile(archive) as packed:
+        packed.extractall(tmp_path / "site")
+        names = packed.namelist()
+    assert any(name.startswith("llama_cpp/lib/libllama") for name in names)
+    assert not [name for name in names if "server" in name or "__pycache__" in name]
+    run = subprocess.run(
+        [sys.executable, "-c", "import llama_cpp; print(llama_cpp.__file__)"], check=True,
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path / "site")})
+    assert run.stdout.startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize(("changes", "named"), [
+    ({"architecture": "riscv64"}, "riscv64, here is"),
+    ({"cpu_features": ()}, "without"),
+    ({"glibc": "2.17"}, "with glibc 2.17, here is"),
+    ({"glibc": None}, "no glibc"),
+])
+def test_a_target_that_is_less_than_this_machine_is_refused(
+    here: DeviceFacts, changes: dict[str, object], named: str
+) -> None:
+    with pytest.raises(DeviceError, match=named):
+        cpu_flags(here.model_copy(update=changes))
 
 
 def test_the_oldest_supported_glibc_is_accepted() -> None:

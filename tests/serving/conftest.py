@@ -19,7 +19,7 @@ import pytest
 from edgeprune.export.artifact import export
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.tokenizer import tokenizer_of
-from tests.sshd import free_port
+from tests.host import free_port
 
 
 @pytest.fixture(scope="session")

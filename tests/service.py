@@ -1,4 +1,4 @@
-"""The emulated ARM machine as something to deploy to: target files, a way to its service."""
+"""A test machine as something to deploy to: target files, a way to its service."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from edgeprune.device.target import Target
 from tests.arm import machine as arm
-from tests.sshd import free_port
+from tests.host import free_port
 
 SERVICE = 8080  # where the machine serves
 

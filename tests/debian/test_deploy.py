@@ -1,4 +1,4 @@
-"""Bundles on the emulated ARM machine and its real systemd: served, refused, rolled back, removed.
+"""Bundles on a Debian with real systemd: served, refused, rolled back, removed.
 
 The tests build on one another: a machine that serves something is not put up in seconds.
 """
@@ -27,20 +27,20 @@ from edgeprune.deploy.signing import own_key, sign
 from edgeprune.device.probe import DeviceFacts
 from edgeprune.device.session import open_device
 from edgeprune.device.target import Target
-from tests.arm import machine as arm
-from tests.arm.service import describe, tunnel
 from tests.conftest import Cli
+from tests.debian.container import Container
+from tests.host import require_free_port
+from tests.service import SERVICE, describe
 from tests.test_cli import assert_one_line
 
-pytestmark = [pytest.mark.arm, pytest.mark.timeout(1200)]
-BUDGET = "16 tokens after 8 < 3 min, decode > 0.2 tokens/s, ram < 500 MB"  # however busy it is
-TOO_FAST = "16 tokens after 8 < 3 min, decode > 5000 tokens/s"
+BUDGET = "16 tokens after 8 < 1 min, decode > 0.2 tokens/s, ram < 500 MB"  # however busy it is
+TOO_FAST = "16 tokens after 8 < 1 min, decode > 9000 tokens/s"
 
 
 @pytest.fixture(scope="module")
-def targets(arm_target: Target, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def targets(target: Target, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Describe the machine as `root` and as `edge`, who may not install anything."""
-    return describe(arm_target, tmp_path_factory.mktemp("targets"))
+    return describe(target, tmp_path_factory.mktemp("targets"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,20 +57,20 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def facts(arm_target: Target) -> DeviceFacts:
-    with open_device(arm_target) as device:
+def facts(target: Target) -> DeviceFacts:
+    with open_device(target) as device:
         return device.facts
 
 
 @pytest.fixture(scope="module")
-def service(machine: arm.Machine) -> Iterator[str]:
-    """Give the address of the machine's service."""
-    with tunnel(machine) as url:
-        yield url
+def service() -> str:
+    """Give the address of the machine's service; the network is this computer's."""
+    require_free_port(SERVICE)
+    return f"http://127.0.0.1:{SERVICE}"
 
 
 def _package(made: Path, artifact: Path, facts: DeviceFacts, budget: str = BUDGET) -> Path:
-    """Make a bundle as the command does, which would look at the slow machine each time."""
+    """Make a bundle as the command does, which would look at the machine each time."""
     served = served_of_artifact(artifact, facts, 2, budget, None, None)
     package(served, Serving(), made, own_key(), version=made.name)
     return made
@@ -87,16 +87,14 @@ def _status(cli: Cli, targets: Path) -> dict[str, Any]:
     return found
 
 
-def _ask(service: str, n_new: int = 4, timeout_s: float = 300) -> httpx.Response:
+def _ask(service: str, n_new: int = 4, timeout_s: float = 60) -> httpx.Response:
     return httpx.post(f"{service}/v1/completions", timeout=timeout_s, json={
         "prompt": f"At {time.time()}", "max_tokens": n_new, "temperature": 0})
 
 
 def test_a_bundle_is_served_and_survives_a_reboot(
-    cli: Cli, targets: Path, bundles: Path, spoken_file: Path, service: str, machine: arm.Machine
+    cli: Cli, targets: Path, bundles: Path, spoken_file: Path, service: str, machine: Container
 ) -> None:
-    if "edgeprune" in machine.run("ls /opt"):  # it was running before
-        assert cli("undeploy", "--target", "root", "--targets", str(targets)).returncode == 0
     first = bundles / "v1"
     done = cli("package", str(spoken_file), "--target", "root", "--targets", str(targets),
                "--budget", BUDGET, "--out", str(first), "--version", "v1")
@@ -124,15 +122,14 @@ def test_a_bundle_is_served_and_survives_a_reboot(
     pid = machine.run(f"systemctl show {unit} -p MainPID --value").strip()
     assert machine.run(f"stat -c %U /proc/{pid}").strip() not in {"root", "edge"}
 
-    machine.run("systemctl --no-block reboot", user="root")
-    time.sleep(10)
-    deadline = time.monotonic() + 300
+    machine.restart()
+    deadline = time.monotonic() + 60
     while True:
         with contextlib.suppress(httpx.TransportError):
             if _ask(service).status_code == 200:
                 break
         assert time.monotonic() < deadline
-        time.sleep(2)
+        time.sleep(0.2)
     status = _status(cli, targets)
     assert (status["version"], status["active"], status["model"]) == ("v1", True, "a")
     health = status["health"]
@@ -145,13 +142,13 @@ def test_a_bundle_is_served_and_survives_a_reboot(
 
 
 def test_nobody_notices_a_version_that_is_refused_nor_one_that_takes_over(
-    cli: Cli, targets: Path, bundles: Path, spoken_file: Path, service: str, machine: arm.Machine,
+    cli: Cli, targets: Path, bundles: Path, spoken_file: Path, service: str, machine: Container,
     facts: DeviceFacts,
 ) -> None:
     answers, stopped = list[tuple[int, str]](), threading.Event()
 
     def loop() -> None:
-        while not stopped.wait(0.5):  # an emulated machine has other things to do, too
+        while not stopped.wait(0.05):
             try:
                 answers.append((_ask(service).status_code, ""))
             except httpx.HTTPError as error:
@@ -162,7 +159,7 @@ def test_nobody_notices_a_version_that_is_refused_nor_one_that_takes_over(
     try:
         slow = _package(bundles / "v2", spoken_file, facts, TOO_FAST)
         assert_one_line(_deploy(cli, targets, slow), 10, "version v2 does not hold",
-                        "5000 tokens/s was promised")
+                        "9000 tokens/s was promised")
         assert _status(cli, targets)["version"] == "v1"
         assert "v2" not in machine.run("ls /opt/edgeprune/versions /etc/systemd/system", "root")
         better = _package(bundles / "v3", spoken_file, facts)
@@ -182,7 +179,7 @@ def test_nobody_notices_a_version_that_is_refused_nor_one_that_takes_over(
 
 
 def test_what_is_damaged_or_not_for_this_machine_changes_nothing(
-    cli: Cli, targets: Path, bundles: Path, spoken_file: Path, machine: arm.Machine,
+    cli: Cli, targets: Path, bundles: Path, spoken_file: Path, machine: Container,
     facts: DeviceFacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # every file with its size, every link with what it names; what came of attempts is kept
@@ -217,9 +214,10 @@ def test_what_is_damaged_or_not_for_this_machine_changes_nothing(
     foreign = bundles / "v8"
     shutil.copytree(larger, foreign)
     manifest = foreign / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"aarch64"', '"riscv64"'))
+    manifest.write_text(manifest.read_text().replace(f'"{facts.architecture}"', '"riscv64"'))
     sign(manifest, own_key())
-    assert_one_line(_deploy(cli, targets, foreign), 5, "another architecture", "riscv64", "aarch64")
+    assert_one_line(_deploy(cli, targets, foreign), 5, "another architecture", "riscv64",
+                    facts.architecture)
 
     machine.run("fallocate -l $(($(stat -f -c '%a*%S' /) - 20000000)) /var/tmp/full", "root")
     try:
@@ -234,7 +232,7 @@ def test_what_is_damaged_or_not_for_this_machine_changes_nothing(
 def test_eight_clients_get_answers_or_are_told_to_wait(
     cli: Cli, targets: Path, service: str
 ) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 5
 
     def client(_: int) -> list[int]:
         found = []
@@ -251,7 +249,7 @@ def test_eight_clients_get_answers_or_are_told_to_wait(
     assert _status(cli, targets)["health"]["peak_ram_bytes"] < before + 2**25
 
 
-def test_what_is_undeployed_is_gone(cli: Cli, targets: Path, machine: arm.Machine) -> None:
+def test_what_is_undeployed_is_gone(cli: Cli, targets: Path, machine: Container) -> None:
     done = cli("undeploy", "--target", "root", "--targets", str(targets))
     assert done.returncode == 0, done.stderr
     left = machine.run("find /opt /run/edgeprune /etc/systemd/system -name '*edgeprune*'; "
