@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from coverage import Coverage
 
 from edgeprune.device.target import Target, load_target
@@ -103,14 +105,13 @@ def relay(sshd: Server) -> Iterator[Relay]:
 @pytest.fixture
 def cli(tmp_path: Path) -> Cli:
     """Give a function that runs the command line as a user would, in a directory of its own."""
+    return partial(run_cli, tmp_path)
 
-    def run(*arguments: str, timeout_s: float = 900) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            cli_argv(*arguments), cwd=tmp_path, capture_output=True, text=True, check=False,
-            timeout=timeout_s, env={**os.environ, "COLUMNS": "200"},
-        )
 
-    return run
+@pytest.fixture(scope="session", autouse=True)
+def _threads() -> None:
+    """Let torch count on one thread: two wait for each other on tensors as small as the tests'."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -119,15 +120,25 @@ def _profiles(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ[PROFILES] = str(tmp_path_factory.mktemp("profiles"))
 
 
+def run_cli(
+    directory: Path, *arguments: str, timeout_s: float = 900
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user would, in a directory."""
+    return subprocess.run(
+        cli_argv(*arguments), cwd=directory, capture_output=True, text=True, check=False,
+        timeout=timeout_s, env={**os.environ, "COLUMNS": "200"},
+    )
+
+
 def cli_argv(*arguments: str) -> list[str]:
     """Return the command line of edgeprune with some arguments, counted by coverage if we are.
 
     Runs of the real model are not: they take minutes, and what they do is counted on small ones.
     """
     asked = set(arguments)
-    if {"run", "plan", "profile"} & asked and "--help" not in asked:
+    if {"run", "plan", "profile"} & asked and not {"--help", "--profile-seconds"} & asked:
         # a busy machine would take up all the time that profiles may
-        arguments = (*arguments, "--profile-seconds", "60" if "smollm2" in asked else "10")
+        arguments = (*arguments, "--profile-seconds", "60" if "smollm2" in asked else "3")
     if {"run", "plan"} & asked and "--help" not in asked:
         arguments = (*arguments, "--profiles", os.environ[PROFILES])
         if "--effort" not in asked:
