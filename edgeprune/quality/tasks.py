@@ -81,7 +81,7 @@ def task_scores(
     manager = TaskManager(
         include_path=[str(file.parent) for file in files] or None,
         # it reads 14 thousand files of tasks, for seconds
-        include_defaults=not all(isinstance(task, dict) for task in asked))
+        include_defaults=not all(task.endswith((".yaml", ".yml", ".jsonl")) for task in tasks))
     with opened(artifact, threads, CONTEXT) as model, redirect_stdout(sys.stderr):  # it prints
         try:
             found = lm_eval.simple_evaluate(

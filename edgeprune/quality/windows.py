@@ -27,6 +27,9 @@ from edgeprune.errors import InputError
 from edgeprune.model.gguf import GgufModel
 from edgeprune.records import Record
 
+# threads that have little to do wait for each other: beside one other busy process two took seven
+# times as long as one for a model of 4 MB
+SMALL_BYTES = 2**25
 _ROWS = 64  # positions in float64 at once: a vocabulary may have 128 thousand tokens
 
 
@@ -140,12 +143,13 @@ def opened(
 
     Args:
         path: The artifact.
-        threads: CPU threads; all by default.
+        threads: CPU threads; by default all, or one for an artifact of less than `SMALL_BYTES`.
         context: Most tokens that it sees at once.
 
     Raises:
         InputError: Its runtime refuses it.
     """
+    threads = threads or _threads(path)
     if path.is_dir():
         from edgeprune.model.onnx import OnnxModel  # noqa: PLC0415 - onnxruntime is not for GGUF
 
@@ -154,6 +158,11 @@ def opened(
     else:
         with GgufModel(path, n_ctx=context, threads=threads) as model:
             yield model
+
+
+def _threads(path: Path) -> int | None:
+    files = [path] if path.is_file() else path.glob("*")
+    return 1 if sum(file.stat().st_size for file in files) < SMALL_BYTES else None
 
 
 def windows_of(tokens: Sequence[int], reading: Reading) -> list[list[int]]:
