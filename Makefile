@@ -2,11 +2,13 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test lint bench audit install clean
+.PHONY: demo test test-fast lint bench audit install clean
 
 PYTHON ?= python3
 BIN := .venv/bin
-RUN := .venv/run
+CACHE := $(or $(EDGEPRUNE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edgeprune)
+# two processes; who runs when is told by tests/turns.py
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 BUDGET ?= 100 tokens < 75%
 
 demo: install  ## the main job on this machine: a quarter less latency than the unpruned model
@@ -14,11 +16,14 @@ demo: install  ## the main job on this machine: a quarter less latency than the 
 
 test: lint  ## every test, the emulated ARM machine included
 	-$(BIN)/python -m tests.install  # without root it says what to install
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+	$(PYTEST) --cov --cov-report=term:skip-covered --durations=30
+
+test-fast: install  ## what needs neither a machine nor a real model: minutes
+	$(PYTEST) -m "not arm and not debian and not smollm2 and not measures"
 
 lint: install
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	$(BIN)/mypy --cache-dir "$(CACHE)/mypy"
 
 bench: install  ## the figures of the README, measured anew
 	$(BIN)/python benchmarks/readme.py --write

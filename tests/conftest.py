@@ -21,15 +21,13 @@ from edgeprune.model.tokenizer import tokenizer_of
 from tests.arm import machine as arm
 from tests.sshd import LACKING, Relay, Server, is_installed, serve
 from tests.tiny import KINDS, make_tiny
+from tests.turns import pytest_collection_modifyitems, pytest_runtest_protocol
+
+__all__ = ["pytest_collection_modifyitems", "pytest_runtest_protocol"]
 
 ROOT = Path(__file__).parent.parent
 PROFILES = "EDGEPRUNE_TEST_PROFILES"
 Cli = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run what needs the ARM machine last: while it runs, nothing else is measured here."""
-    items.sort(key=lambda item: item.get_closest_marker("arm") is not None)
 
 
 @pytest.fixture(scope="session", params=list(KINDS))

@@ -1,0 +1,62 @@
+"""Who runs when: what measures the machine runs alone, all else side by side.
+
+`make test` runs the tests in two processes (pytest-xdist). Tests of one file stay together, so that
+what its fixtures make is made once; the slow files come first. A test with the mark `measures`
+needs a quiet machine: it waits until the other process has ended its test, which begins no other
+before this one has ended. In one process (`pytest` alone) nothing here matters.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+# By what they take when nothing is cached, longest first.
+SLOW = ("tests/arm", "tests/test_pipeline.py", "tests/debian", "tests/recovery",
+        "tests/test_strategies.py")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file together, those of a test machine too; put the slow ones first."""
+    for item in items:
+        file = item.nodeid.partition("::")[0]
+        slow = next((place for place in SLOW if file.startswith(place)), file)
+        item.add_marker(pytest.mark.xdist_group(slow))
+        if slow == "tests/debian":
+            item.add_marker(pytest.mark.debian)
+    items.sort(key=_rank)
+
+
+def _rank(item: pytest.Item) -> int:
+    group = next(item.iter_markers("xdist_group")).args[0]
+    return SLOW.index(group) if group in SLOW else len(SLOW)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Wait for this test's turn, before its time limit begins to run."""
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    if run is None:
+        return (yield)
+    with _turn(run, alone=item.get_closest_marker("measures") is not None):
+        return (yield)
+
+
+@contextmanager
+def _turn(run: str, *, alone: bool) -> Iterator[None]:
+    """Be in the room, with others or alone; who wants to be alone lets nobody in before it."""
+    door, room = (Path(tempfile.gettempdir()) / f"edgeprune-tests-{run}-{name}"
+                  for name in ("door", "room"))
+    with ExitStack() as stack:
+        inside = stack.enter_context(room.open("w"))
+        with door.open("w") as entering:
+            fcntl.flock(entering, fcntl.LOCK_EX)
+            fcntl.flock(inside, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        yield
