@@ -69,8 +69,6 @@ def recover(
                        micro_batch=micro_batch, n_tokens=n_tokens, text_weight=text_weight,
                        hidden_weight=hidden_weight, seed=seed)
     check_installed()
-    from edgeprune.recovery.recover import recover as train
-
     is_first = os.environ.get("RANK", "0") == "0"
     with progress(quiet=as_json or not is_first) as (_, notify):
         pruned, usual = pruned_of(directory, original, notify=notify)
@@ -79,6 +77,8 @@ def recover(
             raise UsageError("the directory exists", got=str(destination),
                              remedy="--force overwrites it, --out names another")
         destination.parent.mkdir(parents=True, exist_ok=True)
+        from edgeprune.recovery.recover import recover as train  # seconds: not for what is refused
+
         found = train(pruned, destination, recipe, data=data, checkpointing=checkpointing,
                       work=destination.with_name(f".{destination.name}.training"), notify=notify)
     if found is None:  # not the first of several processes

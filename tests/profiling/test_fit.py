@@ -23,7 +23,7 @@ def points_of(model: CostModel, base: LlamaShape = SMOLLM2) -> list[Point]:
             for p in design(base, "Q4_K_M", PACE)]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=12)
 @given(token=st.floats(0.01, 5), layer=st.floats(0.001, 0.2), read=st.floats(0.01, 0.2),
        attention=st.floats(0.01, 2))
 def test_a_machine_that_the_model_describes_is_recovered(

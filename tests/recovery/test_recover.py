@@ -171,7 +171,7 @@ def recover_argv(pruned: Path, small: Path, text: Path, out: Path) -> list[str]:
     """Return a command line."""
     return ["recover", str(pruned), "--original", str(small), "--data", str(text), "--out",
             str(out), "--length", "32", "--micro-batch", "2", "--learning-rate", "5e-4",
-            "--epochs", "2", "--text-weight", "0.5", "--json"]
+            "--epochs", "1", "--text-weight", "0.5", "--json"]
 
 
 @pytest.fixture(scope="module")
