@@ -17,26 +17,16 @@ from pathlib import Path
 
 import pytest
 
-# By what they take when nothing is cached, longest first.
-SLOW = ("tests/arm", "tests/test_pipeline.py", "tests/debian", "tests/recovery",
+# By what they take, longest first.
+SLOW = ("tests/arm", "tests/test_pipeline.py", "tests/recovery", "tests/debian/test_deploy.py",
         "tests/test_strategies.py")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file together, those of a test machine too; put the slow ones first."""
-    for item in items:
-        file = item.nodeid.partition("::")[0]
-        slow = next((place for place in SLOW if file.startswith(place)), file)
-        item.add_marker(pytest.mark.xdist_group(slow))
-        if slow == "tests/debian":
-            item.add_marker(pytest.mark.debian)
-    items.sort(key=_rank)
-
-
-def _rank(item: pytest.Item) -> int:
-    group = next(item.iter_markers("xdist_group")).args[0]
-    return SLOW.index(group) if group in SLOW else len(SLOW)
+    """Put the slow files first."""
+    items.sort(key=lambda item: next(
+        (rank for rank, place in enumerate(SLOW) if item.nodeid.startswith(place)), len(SLOW)))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -147,7 +147,7 @@ class Container:
     def _keep(self) -> None:
         """Run the container until it ends, again and again while it restarts itself."""
         root, cgroup = self.directory / "root", _own_cgroup()
-        argv = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "sh", "-c", START, "sh",
+        argv = ["setpriv", "--pdeathsig", "TERM", "unshare", "--mount", "sh", "-c", START, "sh",
                 str(self.directory / "disk.img"), str(root), str(cgroup or "")]
         status = REBOOTED
         while status == REBOOTED and not self._ending.is_set():

@@ -33,6 +33,8 @@ from tests.host import require_free_port
 from tests.service import SERVICE, describe
 from tests.test_cli import assert_one_line
 
+pytestmark = pytest.mark.debian
+
 BUDGET = "16 tokens after 8 < 1 min, decode > 0.2 tokens/s, ram < 500 MB"  # however busy it is
 TOO_FAST = "16 tokens after 8 < 1 min, decode > 9000 tokens/s"
 

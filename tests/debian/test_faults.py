@@ -24,6 +24,8 @@ from edgeprune.records import file_digest
 from tests.debian.container import Container
 from tests.sshd import Relay
 
+pytestmark = pytest.mark.debian
+
 MIB = 2**20
 
 

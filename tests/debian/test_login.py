@@ -18,6 +18,8 @@ from edgeprune.errors import DeviceError
 from tests.conftest import Cli
 from tests.test_cli import assert_one_line
 
+pytestmark = pytest.mark.debian
+
 
 @pytest.fixture(scope="module")
 def ssh(target: Target) -> Iterator[SSHTransport]:
