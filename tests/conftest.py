@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from coverage import Coverage
+from hypothesis import HealthCheck, settings
 
 from edgeprune.device.target import Target, load_target
 from edgeprune.export.gguf import export_gguf
@@ -28,6 +29,9 @@ __all__ = ["pytest_collection_modifyitems", "pytest_runtest_protocol"]
 ROOT = Path(__file__).parent.parent
 PROFILES = "EDGEPRUNE_TEST_PROFILES"
 Cli = Callable[..., subprocess.CompletedProcess[str]]
+# how long an example takes says how busy the machine is
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session", params=list(KINDS))
