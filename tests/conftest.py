@@ -22,9 +22,14 @@ from edgeprune.model.tokenizer import tokenizer_of
 from tests.arm import machine as arm
 from tests.sshd import LACKING, Relay, Server, is_installed, serve
 from tests.tiny import KINDS, make_tiny
-from tests.turns import pytest_collection_modifyitems, pytest_runtest_protocol
+from tests.turns import (
+    pytest_collection_modifyitems,
+    pytest_runtest_protocol,
+    pytest_xdist_make_scheduler,
+)
 
-__all__ = ["pytest_collection_modifyitems", "pytest_runtest_protocol"]
+__all__ = [
+    "pytest_collection_modifyitems", "pytest_runtest_protocol", "pytest_xdist_make_scheduler"]
 
 ROOT = Path(__file__).parent.parent
 PROFILES = "EDGEPRUNE_TEST_PROFILES"

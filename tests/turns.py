@@ -1,7 +1,8 @@
 """Who runs when: what measures the machine runs alone, all else side by side.
 
 `make test` runs the tests in two processes (pytest-xdist). Tests of one file stay together, so that
-what its fixtures make is made once; the slow files come first. A test with the mark `measures`
+what its fixtures make is made once, and so do files that run jobs on the target `local`, which does
+one at a time; the slow files come first. A test with the mark `measures`
 needs a quiet machine: it waits until the other process has ended its test, which begins no other
 before this one has ended. In one process (`pytest` alone) nothing here matters.
 """
@@ -14,12 +15,15 @@ import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 # By what they take, longest first.
-SLOW = ("tests/arm", "tests/test_pipeline.py", "tests/recovery", "tests/debian/test_deploy.py",
-        "tests/test_strategies.py")
+SLOW = ("tests/arm", "tests/test_pipeline.py", "tests/test_formats.py", "tests/recovery",
+        "tests/debian/test_deploy.py", "tests/test_strategies.py")
+LOCAL = ("tests/test_pipeline.py", "tests/test_formats.py")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -27,6 +31,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the slow files first."""
     items.sort(key=lambda item: next(
         (rank for rank, place in enumerate(SLOW) if item.nodeid.startswith(place)), len(SLOW)))
+
+
+class _ByFile(LoadFileScheduling):  # type: ignore[misc]
+    def _split_scope(self, nodeid: str) -> str:
+        return "local" if nodeid.startswith(LOCAL) else str(super()._split_scope(nodeid))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep tests of a file, and files of the target `local`, in one process."""
+    return _ByFile(config, log)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
