@@ -226,6 +226,7 @@ def test_interrupted_politely_it_stops_its_job_and_says_how_to_go_on(
     assert start_time(pid) is None  # of a zombie, too: who waits for it is the system's affair
 
 
+@pytest.mark.measures
 @pytest.mark.smollm2
 @pytest.mark.timeout(1800)
 def test_smollm2_runs_a_quarter_faster_measured(cli: Cli, tmp_path: Path) -> None:
@@ -250,6 +251,7 @@ def test_smollm2_runs_a_quarter_faster_measured(cli: Cli, tmp_path: Path) -> Non
     shutil.rmtree(tmp_path / "runs")
 
 
+@pytest.mark.measures
 def test_a_loaded_machine_is_inconclusive_whatever_it_measures(
     cli: Cli, copied: tuple[str, ...], tmp_path: Path
 ) -> None:

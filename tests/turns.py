@@ -21,9 +21,9 @@ import pytest
 from xdist.scheduler import LoadFileScheduling
 
 # By what they take, longest first.
-SLOW = ("tests/arm", "tests/test_pipeline.py", "tests/test_formats.py", "tests/recovery",
-        "tests/debian/test_deploy.py", "tests/test_strategies.py")
-LOCAL = ("tests/test_pipeline.py", "tests/test_formats.py")
+SLOW = ("tests/arm", "tests/test_pipeline.py", "tests/test_formats.py", "tests/test_cli.py",
+        "tests/recovery", "tests/debian/test_deploy.py", "tests/test_strategies.py")
+LOCAL = ("tests/test_pipeline.py", "tests/test_formats.py", "tests/test_cli.py")
 
 
 @pytest.hookimpl(tryfirst=True)

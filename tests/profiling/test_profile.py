@@ -43,6 +43,7 @@ def device(tmp_path: Path, said: list[str]) -> Iterator[Device]:
         yield opened
 
 
+@pytest.mark.measures
 def test_a_profile_is_measured_once_and_predicts_its_own_shapes(
     small: Path, device: Device, tmp_path: Path, said: list[str]
 ) -> None:
@@ -75,6 +76,7 @@ def test_a_profile_is_measured_once_and_predicts_its_own_shapes(
     assert list((tmp_path / "work/models").iterdir()) == []
 
 
+@pytest.mark.measures
 def test_an_onnx_profile_predicts_its_own_shapes(
     small: Path, device: Device, tmp_path: Path
 ) -> None:
