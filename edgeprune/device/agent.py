@@ -213,7 +213,9 @@ def stop(job: Path) -> int:
         if not (job / "pid").exists() or not alive(job):
             return 0
         os.killpg(json.loads((job / "pid").read_text())["group"], number)
-        time.sleep(1)
+        end = time.monotonic() + 1
+        while alive(job) and time.monotonic() < end:
+            time.sleep(0.02)
     return 0
 
 
