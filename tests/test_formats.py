@@ -12,6 +12,7 @@ from tests.conftest import Cli
 from tests.test_cli import assert_one_line
 from tests.test_pipeline import QUIET_OR_NOT
 
+pytestmark = pytest.mark.measures
 ONNX = ("--format", "onnx:int8")
 
 

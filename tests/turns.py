@@ -1,10 +1,10 @@
-"""Who runs when: what measures the machine runs alone, all else side by side.
+"""Who runs when: two processes side by side, and at the end, alone, what measures this machine.
 
 `make test` runs the tests in two processes (pytest-xdist). Tests of one file stay together, so that
-what its fixtures make is made once, and so do files that run jobs on the target `local`, which does
-one at a time; the slow files come first. A test with the mark `measures`
-needs a quiet machine: it waits until the other process has ended its test, which begins no other
-before this one has ended. In one process (`pytest` alone) nothing here matters.
+what its fixtures make is made once; the slow files come first. Last, in one process, come the files
+that measure this machine or run the whole main job on it: disturbed, they measure again, for three
+times as long. Whichever of their tests has the mark `measures` also waits until the other process
+has ended its last test. In one process (`pytest` alone) nothing here matters.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
-# By what they take, longest first.
-SLOW = ("tests/arm", "tests/test_pipeline.py", "tests/test_formats.py", "tests/test_cli.py",
-        "tests/recovery", "tests/debian/test_deploy.py", "tests/test_strategies.py")
-LOCAL = ("tests/test_pipeline.py", "tests/test_formats.py", "tests/test_cli.py")
+FIRST = ("tests/arm", "tests/recovery", "tests/debian/test_deploy.py", "tests/test_strategies.py")
+LAST = ("tests/profiling/test_profile.py", "tests/test_cli.py", "tests/test_formats.py",
+        "tests/test_pipeline.py")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the slow files first."""
-    items.sort(key=lambda item: next(
-        (rank for rank, place in enumerate(SLOW) if item.nodeid.startswith(place)), len(SLOW)))
+    """Put the slow files first, and last what measures."""
+    order = (*FIRST, "", *LAST)
+    items.sort(key=lambda item: order.index(next(
+        (place for place in order if place and item.nodeid.startswith(place)), "")))
 
 
 class _ByFile(LoadFileScheduling):  # type: ignore[misc]
     def _split_scope(self, nodeid: str) -> str:
-        return "local" if nodeid.startswith(LOCAL) else str(super()._split_scope(nodeid))
+        return "last" if nodeid.startswith(LAST) else str(super()._split_scope(nodeid))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Keep tests of a file, and files of the target `local`, in one process."""
+    """Keep tests of a file together, and all that come last."""
     return _ByFile(config, log)
 
 

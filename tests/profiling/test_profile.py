@@ -26,6 +26,8 @@ from edgeprune.profiling.profile import (
 from edgeprune.profiling.threads import best_threads, candidates, choose
 from tests.device.test_measure import measurement
 
+pytestmark = pytest.mark.measures
+
 RECORDED = Path(__file__).parent.parent.parent / "benchmarks/llama-3.1-8b/profile.json"
 SECONDS = 2  # what is tested is not how well times are known
 
@@ -43,7 +45,6 @@ def device(tmp_path: Path, said: list[str]) -> Iterator[Device]:
         yield opened
 
 
-@pytest.mark.measures
 def test_a_profile_is_measured_once_and_predicts_its_own_shapes(
     small: Path, device: Device, tmp_path: Path, said: list[str]
 ) -> None:
@@ -76,7 +77,6 @@ def test_a_profile_is_measured_once_and_predicts_its_own_shapes(
     assert list((tmp_path / "work/models").iterdir()) == []
 
 
-@pytest.mark.measures
 def test_an_onnx_profile_predicts_its_own_shapes(
     small: Path, device: Device, tmp_path: Path
 ) -> None:
