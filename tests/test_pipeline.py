@@ -236,7 +236,9 @@ def test_smollm2_runs_a_quarter_faster_measured(cli: Cli, tmp_path: Path) -> Non
     outcome = json.loads((tmp_path / "runs/r/run.json").read_text())
     (latency,) = outcome["judgements"]
     if done.returncode == Verdict.INCONCLUSIVE.exit_code:  # something else used the machine
-        assert "other processes used" in done.stdout
+        assert outcome["verdict"] == "inconclusive"
+        assert "other processes used" in done.stdout or (
+            latency["measured"]["low"] <= latency["limit"] < latency["measured"]["high"])
     else:
         assert done.returncode == 0, done.stdout + done.stderr
         assert outcome["verdict"] == "met"

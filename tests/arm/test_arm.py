@@ -149,7 +149,8 @@ def test_smollm2_holds_a_budget_on_the_arm_machine(
     before, after = outcome["before"], outcome["after"]
     latency, size = outcome["judgements"]
     if done.returncode:
-        assert "run again on a quiet machine" in done.stdout
+        assert outcome["verdict"] == "inconclusive"
+        assert latency["measured"]["low"] <= latency["limit"]
     else:
         assert latency["measured"]["high"] <= latency["limit"]
     assert latency["limit"] == pytest.approx(0.8 * before["latency_p50_ms"])
