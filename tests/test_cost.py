@@ -121,7 +121,7 @@ def test_a_prompt_is_read_in_batches_and_needs_the_head_once() -> None:
 
 def test_the_context_and_its_cache_come_in_steps() -> None:
     assert context_tokens(32, 100, None) == 256
-    assert context_tokens(32, 300, None) == 512
+    assert context_tokens(32, 300, None) == context_tokens(300, 32, None) == 512
     assert context_tokens(32, 100, 4096) == 4096
     # as llama.cpp's log told
     assert kv_cache_bytes(SMOLLM2, "Q4_K_M", 256) / 2**20 == pytest.approx(5.625)

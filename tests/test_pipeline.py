@@ -270,6 +270,7 @@ def test_a_loaded_machine_is_inconclusive_whatever_it_measures(
         load.wait()
     assert done.returncode == Verdict.INCONCLUSIVE.exit_code, done.stdout + done.stderr
     assert json.loads(outcome.read_text())["verdict"] == "inconclusive"
+    assert re.search(r"^round 1, pruned: .*: inconclusive$", done.stdout, re.MULTILINE)
     for part in ("inconclusive", "other processes used", "run again on a quiet machine"):
         assert part in done.stdout
     disturbed = measured.read_text()

@@ -48,6 +48,15 @@ def test_other_inputs_run_it_again(tmp_path: Path) -> None:
     assert run.make("s", "key", "out", make).read_text() == "3"
 
 
+def test_what_another_version_has_made_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, run = Maker(), RunDirectory(tmp_path)
+    run.make("s", "key", "out", make)
+    monkeypatch.setattr("edgeprune.rundir.__version__", "0.0.9")
+    assert run.make("s", "key", "out", make).read_text() == "2"
+
+
 def test_a_deleted_output_is_made_again(tmp_path: Path) -> None:
     make, run = Maker(), RunDirectory(tmp_path)
     run.make("s", "key", "out", make).unlink()

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,25 @@ def test_start_returns_while_the_job_runs_and_stop_ends_it(
     assert _agent("stop", job).returncode == 0
     assert agent.start_time(int(worker)) is None  # gone, or waiting to be reaped
     assert _wait(job, 0)["state"] != "running"
+
+
+def test_stop_ends_all_of_a_job_even_what_does_not_hear_a_polite_request(job: Path) -> None:
+    """Its processes are of one group; here a shell and what it runs, which ignore SIGTERM."""
+    process = subprocess.Popen(["sh", "-c", "trap '' TERM; sleep 300 & wait; wait"],
+                               start_new_session=True)
+    try:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        _until(lambda: children.read_text().split())
+        (child,) = children.read_text().split()
+        agent.write_json(job / "pid", {"pid": process.pid, "group": process.pid, "boot":
+                                       agent.boot(), "started": agent.start_time(process.pid)})
+        assert _agent("stop", job).returncode == 0
+        assert agent.start_time(process.pid) is None
+        assert agent.start_time(int(child)) is None
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def test_a_killed_job_is_lost_not_done(gguf_file: Path, job: Path) -> None:

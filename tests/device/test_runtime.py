@@ -82,6 +82,13 @@ def test_a_target_that_is_less_than_this_machine_is_refused(
         cpu_flags(here.model_copy(update=changes))
 
 
+def test_one_feature_less_is_too_few_and_more_are_as_good(here: DeviceFacts) -> None:
+    first, *others = here.cpu_features
+    assert cpu_flags(here.model_copy(update={"cpu_features": (first, *others, "more")})) == "native"
+    with pytest.raises(DeviceError, match=f"without {first}'"):
+        cpu_flags(here.model_copy(update={"cpu_features": tuple(others)}))
+
+
 def test_the_oldest_supported_glibc_is_accepted() -> None:
     check_supported(_with(glibc="2.28"))
 

@@ -130,6 +130,17 @@ def test_models_that_do_not_fit_the_ram_together_are_measured_one_after_the_othe
     assert said.count("apart: 2 of 2 requests") == 2
 
 
+def test_each_model_is_told_its_own_memory(
+    device: Device, gguf_file: Path, small: Path, tmp_path: Path
+) -> None:
+    export_gguf(Checkpoint(small), None, tmp_path / "b.gguf", quant="F32", name="small")
+    device.threads = 1
+    subjects = [send(device, file) for file in (gguf_file, tmp_path / "b.gguf")]
+    light, heavy = measure(device, subjects, WORKLOAD, "in turn")
+    assert heavy.memory.peak_bytes - light.memory.peak_bytes > (
+        heavy.file_bytes - light.file_bytes) / 2 > 2**20
+
+
 def test_a_busy_machine_is_never_a_quiet_one(device: Device, gguf_file: Path) -> None:
     spin = [subprocess.Popen([sys.executable, "-c", "while True: pass"])
             for _ in range(os.cpu_count() or 1)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,6 +61,7 @@ def test_an_upload_goes_on_where_it_broke(
     way.put(file, str(remote), lambda done, _: seen.append(done))
     assert remote.read_bytes() == file.read_bytes()
     assert seen[0] > arrived  # what had arrived was not sent again
+    assert seen == sorted(seen)  # nor was all of it, as what is damaged is
 
 
 @pytest.mark.parametrize("there", [SIZE // 3, SIZE + 10])
@@ -85,6 +87,24 @@ def test_an_empty_file_arrives(way: SSHTransport, tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     way.put(tmp_path / "empty", str(tmp_path / "there"))
     assert (tmp_path / "there").read_bytes() == b""
+
+
+def test_a_small_file_that_is_not_what_was_sent_is_told(sshd: Server, tmp_path: Path) -> None:
+    """The server's disk or memory is faulty: it keeps other bytes than it got."""
+    (tmp_path / "small").write_bytes(b"all right")
+    wrapper = sshd.directory / "wrapper"
+    usual, way = wrapper.read_text(), SSHTransport(sshd.target())
+    faulty = ("import os\nwhile block := os.read(0, 65536):\n"
+              ' os.write(1, block.replace(b"all right", b"all wrong"))')
+    wrapper.write_text(f"#!/bin/sh\n{sys.executable} -c '{faulty}' | $SSH_ORIGINAL_COMMAND\n")
+    try:
+        with pytest.raises(DeviceError, match="arrives damaged") as told:
+            way.put(tmp_path / "small", str(tmp_path / "there"))
+    finally:
+        wrapper.write_text(usual)
+        way.close()
+    assert not isinstance(told.value, ConnectionLost)
+    assert not (tmp_path / "there").exists()
 
 
 def test_what_prints_without_end_is_refused(sshd: Server) -> None:
@@ -162,7 +182,7 @@ def test_another_host_at_the_same_place_is_never_tried_again(sshd: Server, tmp_p
     way._target = sshd.target(known_hosts=sshd_file)
     way.close()
     waits = list[float]()
-    persistent = PersistentTransport(way, lambda _: None, sleep=waits.append)
+    persistent = PersistentTransport(way, lambda _: None, patience_s=10, sleep=waits.append)
     with pytest.raises(DeviceError, match="has changed"):
         persistent.run(["true"])
     assert waits == []

@@ -109,6 +109,26 @@ def test_hidden_states_are_learnt_too(
         recover(Pruned(pruned, small), tmp_path / "out", recipe, data=text, work=tmp_path / "work")
 
 
+def test_a_model_has_nothing_to_learn_from_itself_but_the_text(
+    small: Path, pruned: Path, text: Path, tmp_path: Path
+) -> None:
+    """All weight on the text is training on the text; none, and there is no loss."""
+    same, short = Pruned(small, small, range(6)), {**SHORT, "epochs": 0.1}
+    distill = recipe_of("distill", **short, text_weight=0.0)
+    ways = {"nothing": (same, distill.model_copy(update={"hidden_weight": 1.0})),
+            "text": (same, distill.model_copy(update={"text_weight": 1.0})),
+            "sft": (same, recipe_of("sft", **short)),
+            "layers": (Pruned(pruned, small, KEPT), distill)}
+    first = {}
+    for name, (model, recipe) in ways.items():
+        found = recover(model, tmp_path / name, recipe, data=text, work=tmp_path / "work")
+        assert found is not None
+        first[name] = found.losses[0]
+    assert first["text"] == pytest.approx(first["sft"], rel=1e-3)
+    assert first["nothing"] < 0.01 * first["text"]
+    assert first["nothing"] < 0.1 * first["layers"]
+
+
 @pytest.mark.parametrize("example", [
     {"prompt": "{} plus {} is", "completion": " {}."}, {"text": "{} plus {} is {}."},
     {"messages": [{"role": "user", "content": "{} plus {}?"},

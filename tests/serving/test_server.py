@@ -147,6 +147,15 @@ def test_a_request_that_cannot_be_served_is_told_why(
     assert answer.headers["connection"] == "close"
 
 
+def test_a_body_that_does_not_say_how_large_it_is_is_read_no_further_than_allowed(
+    server: Running
+) -> None:
+    pieces = [b"x" * 2**16] * 17  # the last one is too much
+    answer = httpx.post(f"{server.url}/v1/completions", content=iter(pieces), timeout=30)
+    assert answer.status_code == 413
+    assert server.ask("And now?", 2).status_code == 200
+
+
 def test_a_key_is_asked_for(gguf_and_onnx: dict[str, Path], tmp_path: Path) -> None:
     with serving(gguf_and_onnx["gguf"], tmp_path, key="secret") as server:
         assert server.ask("One", 2).status_code == 401
