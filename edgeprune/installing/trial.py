@@ -49,7 +49,8 @@ class _Connection(http.client.HTTPConnection):
         headers = {"content-type": "application/json"}
         if self._key:
             headers["authorization"] = f"Bearer {self._key}"
-        self.request(method, path, None if body is None else json.dumps(body), headers)
+        with contextlib.suppress(BrokenPipeError):  # who refuses need not have read all of it
+            self.request(method, path, None if body is None else json.dumps(body), headers)
         answer = self.getresponse()
         if answer.status != 200:
             text = answer.read(2000).decode("utf-8", "replace")
