@@ -21,8 +21,8 @@ import pytest
 from xdist.scheduler import LoadFileScheduling
 
 FIRST = ("tests/arm", "tests/recovery", "tests/debian/test_deploy.py", "tests/test_strategies.py")
-LAST = ("tests/profiling/test_profile.py", "tests/test_cli.py", "tests/test_formats.py",
-        "tests/test_pipeline.py")
+LAST = ("tests/quality/test_judges.py", "tests/profiling/test_profile.py", "tests/test_cli.py",
+        "tests/test_formats.py", "tests/test_pipeline.py")
 
 
 @pytest.hookimpl(tryfirst=True)

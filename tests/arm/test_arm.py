@@ -117,6 +117,7 @@ def test_a_bundle_is_served_within_its_memory(
 
 
 @pytest.mark.smollm2
+@pytest.mark.measures
 @pytest.mark.usefixtures("_kept_profile")
 def test_smollm2_holds_a_budget_on_the_arm_machine(
     cli: Cli, arm_target: Target, ssh: SSHTransport, tmp_path: Path
@@ -167,6 +168,7 @@ def test_smollm2_holds_a_budget_on_the_arm_machine(
     assert listed.split() == [outcome["device_path"]]
 
 
+@pytest.mark.measures
 @pytest.mark.usefixtures("_kept_profile")
 def test_an_onnx_model_holds_a_budget_on_the_arm_machine(
     cli: Cli, arm_target: Target, ssh: SSHTransport, small: Path, tmp_path: Path
