@@ -115,7 +115,7 @@ def test_repair_is_better_than_none_on_held_out_text(
     smollm2: Path, statistics: Path, cuts: Cuts
 ) -> None:
     checkpoint = Checkpoint(smollm2)
-    fitting, held_out = _text(smollm2, "calibration", 4), _text(smollm2, "evaluation", 2)
+    fitting, held_out = _text(smollm2, "calibration", 8), _text(smollm2, "evaluation", 4)
     kept = (_kept(checkpoint, cuts, statistics, Method.ENERGY) if cuts.narrows_layers else {})
     repaired, bare = (
         {i: {name: weight.float() for name, weight in weights.items()} for i, weights in layers}
