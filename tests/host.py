@@ -46,6 +46,28 @@ def install_packages(missing: Sequence[str]) -> None:
     run([*apt, "install", "--no-install-recommends", *missing], timeout_s=1200)
 
 
+def ssh_argv(
+    key: Path, known_hosts: Path, port: int, command: str, user: str, *more: str
+) -> list[str]:
+    """Return the ssh command line that runs a shell command on a test machine.
+
+    Args:
+        key: Private key that logs in.
+        known_hosts: The machine's host key, which alone counts.
+        port: Of its sshd, on 127.0.0.1.
+        command: What runs there.
+        user: Who runs it.
+        more: Further options of ssh, `NAME=VALUE`.
+    """
+    options = (
+        *("IdentitiesOnly=yes", f"IdentityFile={key}", "IdentityAgent=none"),
+        *("StrictHostKeyChecking=yes", f"UserKnownHostsFile={known_hosts}"),
+        *("BatchMode=yes", "ConnectTimeout=20", *more),
+    )
+    flags = [word for option in options for word in ("-o", option)]
+    return ["ssh", "-F", "none", *flags, "-p", str(port), f"{user}@127.0.0.1", command]
+
+
 def free_port() -> int:
     """Return a port of this machine that nobody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -32,7 +32,7 @@ from tests.arm.image import (
     publish,
     require_packages,
 )
-from tests.host import MachineError, require_free_port, run
+from tests.host import MachineError, require_free_port, run, ssh_argv
 
 __all__ = ["PORT", "Image", "Machine", "boot", "build", "lacking", "running"]
 log = logging.getLogger(__name__)
@@ -65,13 +65,8 @@ class Machine:
 
     def ssh_argv(self, command: str, user: str = "edge") -> list[str]:
         """Return the ssh command line that runs a shell command on the machine."""
-        options = (
-            *("IdentitiesOnly=yes", f"IdentityFile={self.image.key}", "IdentityAgent=none"),
-            *("StrictHostKeyChecking=yes", f"UserKnownHostsFile={self.image.known_hosts}"),
-            *(f"HostKeyAlias=[127.0.0.1]:{PORT}", "BatchMode=yes", "ConnectTimeout=20"),
-        )
-        flags = [word for option in options for word in ("-o", option)]
-        return ["ssh", "-F", "none", *flags, "-p", str(self.port), f"{user}@127.0.0.1", command]
+        return ssh_argv(self.image.key, self.image.known_hosts, self.port, command, user,
+                        f"HostKeyAlias=[127.0.0.1]:{PORT}")
 
     def run(self, command: str, user: str = "edge", timeout_s: float = 60) -> str:
         """Run a shell command on the machine over SSH and return its standard output.

@@ -25,7 +25,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from tests.host import MachineError, cache_directory, free_port, missing_packages, run
+from tests.host import (
+    MachineError,
+    cache_directory,
+    free_port,
+    missing_packages,
+    run,
+    ssh_argv,
+)
 
 log = logging.getLogger(__name__)
 SUITE = "bookworm"
@@ -84,13 +91,7 @@ class Container:
 
     def ssh_argv(self, command: str, user: str = "edge") -> list[str]:
         """Return the ssh command line that runs a shell command in the container."""
-        options = (
-            *("IdentitiesOnly=yes", f"IdentityFile={self.key}", "IdentityAgent=none"),
-            *("StrictHostKeyChecking=yes", f"UserKnownHostsFile={self.known_hosts}"),
-            *("BatchMode=yes", "ConnectTimeout=20"),
-        )
-        flags = [word for option in options for word in ("-o", option)]
-        return ["ssh", "-F", "none", *flags, "-p", str(self.port), f"{user}@127.0.0.1", command]
+        return ssh_argv(self.key, self.known_hosts, self.port, command, user)
 
     def run(self, command: str, user: str = "edge", timeout_s: float = 60) -> str:
         """Run a shell command in the container and return its standard output.
