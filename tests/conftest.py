@@ -23,6 +23,8 @@ from tests.arm import machine as arm
 from tests.sshd import LACKING, Relay, Server, is_installed, serve
 from tests.tiny import KINDS, make_tiny
 from tests.turns import (
+    RUN,
+    alone,
     pytest_collection_modifyitems,
     pytest_runtest_protocol,
     pytest_xdist_make_scheduler,
@@ -123,8 +125,20 @@ def _threads() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _profiles(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep profiles for all tests: each model is profiled once, not once for each run."""
-    os.environ[PROFILES] = str(tmp_path_factory.mktemp("profiles"))
+    """Keep profiles for all tests of both processes: each model is profiled once."""
+    own = tmp_path_factory.getbasetemp()
+    kept = (own if RUN is None else own.parent) / "profiles"
+    kept.mkdir(exist_ok=True)
+    os.environ[PROFILES] = str(kept)
+
+
+@pytest.fixture(scope="session")
+def _profiled(small: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Profile `small` while nothing else runs: disturbed, each run would profile it again."""
+    with alone():
+        done = run_cli(tmp_path_factory.mktemp("profiled"), "profile", str(small), "--target",
+                       "local", "--threads", "1", "--profiles", os.environ[PROFILES])
+    assert done.returncode == 0, done.stderr
 
 
 def run_cli(

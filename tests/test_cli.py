@@ -120,7 +120,6 @@ def test_the_local_runtime_tells_its_kernels(cli: Cli) -> None:
     assert "CPU" in json.loads(done.stdout)["system_info"]
 
 
-@pytest.mark.measures
 def test_a_shape_is_profiled_without_weights(cli: Cli, small: Path, tmp_path: Path) -> None:
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare/config.json").write_text((small / "config.json").read_text())
@@ -135,7 +134,6 @@ def test_a_shape_is_profiled_without_weights(cli: Cli, small: Path, tmp_path: Pa
         assert part in shown
 
 
-@pytest.mark.measures
 def test_export_and_bench(cli: Cli, small: Path, tmp_path: Path) -> None:
     done = cli("export", str(small), "out/small.gguf", "--quant", "q8_0")
     assert done.returncode == 0, done.stderr
@@ -155,7 +153,6 @@ def test_export_and_bench(cli: Cli, small: Path, tmp_path: Path) -> None:
 SPARSIFY = ("--method", "sparsegpt", "--pattern", "2:4", "--quant", "Q8_0")
 
 
-@pytest.mark.measures
 def test_sparsify_writes_a_model_and_says_what_the_zeros_do(
     cli: Cli, small: Path, tmp_path: Path
 ) -> None:

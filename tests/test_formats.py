@@ -58,20 +58,3 @@ def _last_line(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedPr
     """Leave of a command's standard error what it said last, without its progress."""
     done.stderr = done.stderr.rstrip().splitlines()[-1]
     return done
-
-
-@pytest.mark.smollm2
-def test_what_loses_too_much_is_refused_with_the_figure_and_can_be_had_all_the_same(
-    cli: Cli, tmp_path: Path
-) -> None:
-    dynamic = ("export", "smollm2", "model", "--format", "onnx:int8-dynamic")
-    assert_one_line(cli(*dynamic), 8, "raises perplexity by", "3% are allowed",
-                    "--allow-quality-loss")
-    assert not list(tmp_path.iterdir())
-    done = cli(*dynamic, "--allow-quality-loss")
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "model/model.onnx").is_file()
-    done = cli("export", "smollm2", "model", *ONNX, "--force")  # within 3 %
-    assert done.returncode == 0, done.stderr
-    assert_one_line(cli("run", "smollm2", "--target", "local", "--format", "onnx:int4", "--budget",
-                        "100 tokens < 2 s"), 8, "onnx:int4 raises perplexity by")

@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +25,7 @@ from edgeprune.records import Verdict
 from tests.conftest import PROFILES, Cli, cli_argv, run_cli
 from tests.test_cli import assert_one_line
 
-pytestmark = pytest.mark.measures
+pytestmark = pytest.mark.usefixtures("_profiled")
 # file size does not depend on how busy the machine is; exit 4 says that it was
 SIZE = ("--target", "local", "--budget", "4 tokens after 8 < 1 min, size < 80%", "--name", "r")
 QUIET_OR_NOT = {0, 4}
@@ -56,15 +55,6 @@ def copied(finished: Finished, tmp_path: Path) -> tuple[str, ...]:
     """Copy that run to where the command line runs; give its arguments."""
     shutil.copytree(finished.runs, tmp_path / "runs")
     return finished.arguments
-
-
-def run_until_quiet(cli: Cli, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run again, at most twice, what was disturbed, as the output then says."""
-    done = cli(*arguments, timeout_s=1500)
-    for _ in range(2):
-        if done.returncode == Verdict.INCONCLUSIVE.exit_code:
-            done = cli(*arguments, timeout_s=1500)
-    return done
 
 
 def test_a_run_holds_its_budget_and_leaves_everything(
@@ -225,62 +215,6 @@ def test_interrupted_politely_it_stops_its_job_and_says_how_to_go_on(
     assert err.strip().splitlines()[-1].startswith("interrupted: run again")
     assert "Traceback" not in err
     assert start_time(pid) is None  # of a zombie, too: who waits for it is the system's affair
-
-
-@pytest.mark.smollm2
-@pytest.mark.timeout(1800)
-def test_smollm2_runs_a_quarter_faster_measured(cli: Cli, tmp_path: Path) -> None:
-    arguments = ("run", "smollm2", "--target", "local", "--budget", "50 tokens < 75%", "--name",
-                 "r", "--effort", "low", "--threads", "1", "--profile-seconds", "30")
-    done = run_until_quiet(cli, *arguments)
-    outcome = json.loads((tmp_path / "runs/r/run.json").read_text())
-    (latency,) = outcome["judgements"]
-    if done.returncode == Verdict.INCONCLUSIVE.exit_code:  # something else used the machine
-        assert outcome["verdict"] == "inconclusive"
-        assert "other processes used" in done.stdout or (
-            latency["measured"]["low"] <= latency["limit"] < latency["measured"]["high"])
-    else:
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert outcome["verdict"] == "met"
-        assert latency["measured"]["high"] <= latency["limit"]
-    assert latency["limit"] == pytest.approx(0.75 * outcome["before"]["latency_p50_ms"])
-    told = [*(step["reason"] for step in outcome["plan"]["steps"]), *outcome["plan"]["refined"]]
-    assert told
-    assert len(json.loads((tmp_path / "runs/r/bench.json").read_text())["token_ns"]) >= 10
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "runs/r/model")
-    left = sum(weight.numel() for weight in model.model.layers.parameters())
-    assert left < 0.9 * 106_202_880  # those of the unpruned model's layers
-    assert outcome["after"]["perplexity"] > outcome["before"]["perplexity"]
-    for text in ("target local", told[0][:60], "perplexity", "predicted"):
-        assert text in done.stdout
-    shutil.rmtree(tmp_path / "runs")
-
-
-def test_a_loaded_machine_is_inconclusive_whatever_it_measures(
-    cli: Cli, copied: tuple[str, ...], tmp_path: Path
-) -> None:
-    """Keep one CPU busy from the outside; a budget that holds by far must not be called met."""
-    arguments = (*copied, *FEW)  # other requests: what was measured before does not count
-    measured, outcome = tmp_path / "runs/r/rounds/1/bench.json", tmp_path / "runs/r/run.json"
-    load = subprocess.Popen([sys.executable, "-c", "while True: pass"])
-    try:
-        done = cli(*arguments)
-    finally:
-        load.kill()
-        load.wait()
-    assert done.returncode == Verdict.INCONCLUSIVE.exit_code, done.stdout + done.stderr
-    assert json.loads(outcome.read_text())["verdict"] == "inconclusive"
-    assert re.search(r"^round 1, pruned: .*: inconclusive$", done.stdout, re.MULTILINE)
-    for part in ("inconclusive", "other processes used", "run again on a quiet machine"):
-        assert part in done.stdout
-    disturbed = measured.read_text()
-    done = run_until_quiet(cli, *arguments)
-    assert measured.read_text() != disturbed  # it is taken again
-    if done.returncode == Verdict.INCONCLUSIVE.exit_code:  # something else used the machine
-        assert "other processes used" in done.stdout
-    else:
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert json.loads(outcome.read_text())["verdict"] == "met"
 
 
 def test_the_format_that_loses_least_is_taken(cli: Cli, small: Path, tmp_path: Path) -> None:

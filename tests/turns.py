@@ -1,10 +1,10 @@
 """Who runs when: two processes side by side, and at the end, alone, what measures this machine.
 
 `make test` runs the tests in two processes (pytest-xdist). Tests of one file stay together, so that
-what its fixtures make is made once; the slow files come first. Last, in one process, come the files
-that measure this machine or run the whole main job on it: disturbed, they measure again, for three
-times as long. Whichever of their tests has the mark `measures` also waits until the other process
-has ended its last test. In one process (`pytest` alone) nothing here matters.
+what its fixtures make is made once; the slow files come first, and last what needs this machine for
+itself: tests with the mark `measures` wait until the other process has ended its last test. What
+must be measured in between, for others to use, is measured `alone`. In one process (`pytest` alone)
+nothing here matters.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ import fcntl
 import os
 import tempfile
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
-FIRST = ("tests/arm", "tests/recovery", "tests/debian/test_deploy.py", "tests/test_strategies.py")
-LAST = ("tests/quality/test_judges.py", "tests/profiling/test_profile.py", "tests/test_cli.py",
-        "tests/test_formats.py", "tests/test_pipeline.py")
+FIRST = ("tests/arm", "tests/test_pipeline.py", "tests/recovery", "tests/debian/test_deploy.py",
+         "tests/test_strategies.py", "tests/pruning/test_compress.py")
+LAST = ("tests/profiling/test_profile.py", "tests/test_formats.py", "tests/test_measured.py")
+RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -46,21 +47,48 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Wait for this test's turn, before its time limit begins to run."""
-    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
-    if run is None:
-        return (yield)
-    with _turn(run, alone=item.get_closest_marker("measures") is not None):
+    with _inside(alone=item.get_closest_marker("measures") is not None):
         return (yield)
 
 
 @contextmanager
-def _turn(run: str, *, alone: bool) -> Iterator[None]:
-    """Be in the room, with others or alone; who wants to be alone lets nobody in before it."""
-    door, room = (Path(tempfile.gettempdir()) / f"edgeprune-tests-{run}-{name}"
-                  for name in ("door", "room"))
-    with ExitStack() as stack:
-        inside = stack.enter_context(room.open("w"))
-        with door.open("w") as entering:
-            fcntl.flock(entering, fcntl.LOCK_EX)
-            fcntl.flock(inside, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+def alone() -> Iterator[None]:
+    """Within a test that runs beside others, wait until they have ended, and let none begin."""
+    if _room is None:
         yield
+        return
+    fcntl.flock(_room, fcntl.LOCK_UN)  # two that wait to be alone must not wait for each other
+    _enter(_room, alone=True)
+    try:
+        yield
+    finally:
+        fcntl.flock(_room, fcntl.LOCK_SH)
+
+
+_room: IO[str] | None = None  # open while a test of this process runs
+
+
+@contextmanager
+def _inside(*, alone: bool) -> Iterator[None]:
+    """Be in the room, with others or alone."""
+    global _room  # noqa: PLW0603 - one test at a time runs in a process
+    if RUN is None:
+        yield
+        return
+    with _file("room").open("w") as _room:
+        try:
+            _enter(_room, alone=alone)
+            yield
+        finally:
+            _room = None
+
+
+def _enter(room: IO[str], *, alone: bool) -> None:
+    """Wait at the door, one after another: who wants to be alone lets nobody in before it."""
+    with _file("door").open("w") as entering:
+        fcntl.flock(entering, fcntl.LOCK_EX)
+        fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+
+
+def _file(name: str) -> Path:
+    return Path(tempfile.gettempdir()) / f"edgeprune-tests-{RUN}-{name}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +17,7 @@ from edgeprune.model.gguf import GgufModel
 from edgeprune.pruning import forward
 from edgeprune.pruning.calibration import Windows, windows
 from edgeprune.pruning.compress import repaired_layers
-from edgeprune.pruning.forward import Weights
+from edgeprune.pruning.forward import Layers
 from edgeprune.pruning.importance import Criterion, Method, layer_importance
 from edgeprune.pruning.statistics import measure_statistics, read_statistics
 from edgeprune.pruning.surgery import cut_layers
@@ -37,18 +37,15 @@ def _kept(checkpoint: Checkpoint, cuts: Cuts, statistics: Path, method: Method) 
     return found
 
 
-def _loss(checkpoint: Checkpoint, layers: Mapping[int, Weights], tokens: Tensor) -> forward.Loss:
-    rope = forward.rope_tables(checkpoint.shape, tokens.shape[1])
-    ends = []
-    everything = {i: forward.load_layer(checkpoint, i)
-                  for i in range(checkpoint.shape.num_hidden_layers)}
-    with torch.inference_mode():
-        for model in (everything, layers):
-            x = forward.embed(checkpoint, tokens)
-            for _, weights in sorted(model.items()):
-                x = forward.decoder_layer(x, weights, checkpoint.shape, rope)
-            ends.append(forward.Output(x, forward.output_head(checkpoint)))
-    return forward.losses([ends[1]], ends[0], tokens)[0]
+def _unpruned(checkpoint: Checkpoint, tokens: Tensor) -> forward.Output:
+    return forward.output_of(checkpoint, cut_layers(checkpoint, Cuts(), {}), tokens)
+
+
+def _losses(
+    checkpoint: Checkpoint, models: Iterable[Layers], tokens: Tensor, unpruned: forward.Output
+) -> list[forward.Loss]:
+    return forward.losses([forward.output_of(checkpoint, layers, tokens) for layers in models],
+                          unpruned, tokens)
 
 
 def test_with_nothing_cut_the_weights_stay_as_they_are(tiny: Path) -> None:
@@ -71,11 +68,10 @@ def test_what_others_repeat_is_made_up_for(tiny: Path) -> None:
     kept = {i: Kept(kv_heads=tuple(range(shape.num_key_value_heads)), query_heads=heads,
                     ffn_channels=tuple(c for c in range(shape.intermediate_size) if c != 7))
             for i in layers}
-    tokens = _tokens(1, 16, 24)
-    repaired = dict(repaired_layers(twin, cuts, kept, tokens))
-    bare = dict(cut_layers(twin, cuts, kept))
-    assert _loss(twin, repaired, _tokens(2, 4, 24)).divergence < 0.05 * _loss(
-        twin, bare, _tokens(2, 4, 24)).divergence
+    models = repaired_layers(twin, cuts, kept, _tokens(1, 16, 24)), cut_layers(twin, cuts, kept)
+    tokens = _tokens(2, 4, 24)
+    ours, theirs = _losses(twin, models, tokens, _unpruned(twin, tokens))
+    assert ours.divergence < 0.05 * theirs.divergence
 
 
 class _Edited(Checkpoint):
@@ -100,6 +96,13 @@ def statistics(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="module")
+def held_out(smollm2: Path) -> tuple[Tensor, forward.Output]:
+    """Give text that nothing is fitted to, and what the unpruned SmolLM2 makes of it."""
+    tokens = _text(smollm2, "evaluation", 4)
+    return tokens, _unpruned(Checkpoint(smollm2), tokens)
+
+
 def _text(model: Path, name: Literal["calibration", "evaluation"], n: int) -> Tensor:
     """Return windows of a shipped text, `(n, 256)`."""
     with GgufModel(model / "tokenizer.gguf", vocab_only=True) as tokenizer:
@@ -112,16 +115,13 @@ def _text(model: Path, name: Literal["calibration", "evaluation"], n: int) -> Te
     Cuts(layers=(18,), ffn_channels=512, query_heads=1),
 ])
 def test_repair_is_better_than_none_on_held_out_text(
-    smollm2: Path, statistics: Path, cuts: Cuts
+    smollm2: Path, statistics: Path, held_out: tuple[Tensor, forward.Output], cuts: Cuts
 ) -> None:
-    checkpoint = Checkpoint(smollm2)
-    fitting, held_out = _text(smollm2, "calibration", 8), _text(smollm2, "evaluation", 4)
+    checkpoint, fitting = Checkpoint(smollm2), _text(smollm2, "calibration", 8)
     kept = (_kept(checkpoint, cuts, statistics, Method.ENERGY) if cuts.narrows_layers else {})
-    repaired, bare = (
-        {i: {name: weight.float() for name, weight in weights.items()} for i, weights in layers}
-        for layers in (repaired_layers(checkpoint, cuts, kept, fitting),
-                       cut_layers(checkpoint, cuts, kept)))
-    ours, theirs = (_loss(checkpoint, layers, held_out) for layers in (repaired, bare))
+    models = (repaired_layers(checkpoint, cuts, kept, fitting),
+              cut_layers(checkpoint, cuts, kept))
+    ours, theirs = _losses(checkpoint, models, *held_out)
     print(f"{cuts}: repaired {ours}, bare {theirs}")
     assert ours.nats < theirs.nats
     assert ours.divergence < theirs.divergence

@@ -15,6 +15,8 @@ from edgeprune.model.onnx_formats import FLOAT, INT8
 from edgeprune.model.tokenizer import tokenizer_of
 from edgeprune.quality.evaluate import Quality
 from edgeprune.quality.loss import check_loss, check_parity, loss_of, perplexity_as
+from tests.conftest import Cli
+from tests.test_cli import assert_one_line
 
 
 def quality(perplexity: float) -> Quality:
@@ -61,3 +63,20 @@ def test_what_cannot_be_judged_is_said(
     monkeypatch.setattr(psutil, "virtual_memory", lambda: little)
     with pytest.raises(EdgePruneError, match=r"GiB of RAM: got '0.0 GiB'.*--allow-quality-loss"):
         perplexity_as(Checkpoint(small), tokenizer, FLOAT, tmp_path)
+
+
+@pytest.mark.smollm2
+def test_what_loses_too_much_is_refused_with_the_figure_and_can_be_had_all_the_same(
+    cli: Cli, tmp_path: Path
+) -> None:
+    dynamic = ("export", "smollm2", "model", "--format", "onnx:int8-dynamic")
+    assert_one_line(cli(*dynamic), 8, "raises perplexity by", "3% are allowed",
+                    "--allow-quality-loss")
+    assert not list(tmp_path.iterdir())
+    done = cli(*dynamic, "--allow-quality-loss")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "model/model.onnx").is_file()
+    done = cli("export", "smollm2", "model", "--format", "onnx:int8", "--force")  # within 3 %
+    assert done.returncode == 0, done.stderr
+    assert_one_line(cli("run", "smollm2", "--target", "local", "--format", "onnx:int4", "--budget",
+                        "100 tokens < 2 s"), 8, "onnx:int4 raises perplexity by")
