@@ -111,7 +111,7 @@ def perplexity(
         artifact: A GGUF file or the directory of an ONNX model.
         text: What is predicted; the shipped evaluation text when None.
         reading: How it is read.
-        threads: CPU threads; all by default.
+        threads: CPU threads; `windows.threads_for` tells how many by default.
         notify: Told what is being done just now.
 
     Raises:
@@ -151,7 +151,7 @@ def evaluate(
         pruned: The pruned model, not quantized, likewise; only with an original.
         text: What is predicted; the shipped evaluation text when None.
         reading: How it is read.
-        threads: CPU threads; all by default.
+        threads: CPU threads; `windows.threads_for` tells how many by default.
         notify: Told what is being done just now.
 
     Raises:

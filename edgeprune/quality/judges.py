@@ -24,7 +24,7 @@ from edgeprune.quality.judge import (
     opinion_of_probabilities,
     opinion_of_word,
 )
-from edgeprune.quality.windows import log_softmax
+from edgeprune.quality.windows import log_softmax, threads_for
 from edgeprune.records import file_digest
 
 KEY = "OPENAI_API_KEY"
@@ -104,8 +104,9 @@ def open_judge(
         yield EndpointJudge(where, model, timeout_s=timeout_s, retries=retries, workers=workers)
     elif Path(where).is_file():
         notify(f"loading the judge {where}")
-        with GgufModel(Path(where), n_ctx=_CONTEXT) as opened:
-            yield GgufJudge(opened, f"{Path(where).name} {file_digest(Path(where))[:8]}")
+        file = Path(where)
+        with GgufModel(file, n_ctx=_CONTEXT, threads=threads_for(file)) as opened:
+            yield GgufJudge(opened, f"{file.name} {file_digest(file)[:8]}")
     else:
         raise UsageError("no such judge", got=where,
                          remedy="give the URL of an OpenAI-compatible endpoint or a .gguf file")

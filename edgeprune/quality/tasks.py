@@ -58,7 +58,7 @@ def task_scores(
         artifact: A GGUF file or the directory of an ONNX model.
         tasks: Paths of .jsonl or .yaml files, or names.
         limit: Examples of each task at most.
-        threads: CPU threads; all by default.
+        threads: CPU threads; `windows.threads_for` tells how many by default.
         notify: Told what is being done just now.
 
     Raises:

@@ -13,12 +13,14 @@ token has a past of at least the difference: llama.cpp's perplexity tool reads s
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -27,9 +29,8 @@ from edgeprune.errors import InputError
 from edgeprune.model.gguf import GgufModel
 from edgeprune.records import Record
 
-# threads that have little to do wait for each other: beside one other busy process two took seven
-# times as long as one for a model of 4 MB
 SMALL_BYTES = 2**25
+_LOOK_S = 0.2  # for so long it is looked how busy the CPUs are
 _ROWS = 64  # positions in float64 at once: a vocabulary may have 128 thousand tokens
 
 
@@ -143,13 +144,13 @@ def opened(
 
     Args:
         path: The artifact.
-        threads: CPU threads; by default all, or one for an artifact of less than `SMALL_BYTES`.
+        threads: CPU threads; `threads_for` tells how many by default.
         context: Most tokens that it sees at once.
 
     Raises:
         InputError: Its runtime refuses it.
     """
-    threads = threads or _threads(path)
+    threads = threads or threads_for(path)
     if path.is_dir():
         from edgeprune.model.onnx import OnnxModel  # noqa: PLC0415 - onnxruntime is not for GGUF
 
@@ -160,9 +161,17 @@ def opened(
             yield model
 
 
-def _threads(path: Path) -> int | None:
+def threads_for(path: Path) -> int:
+    """Return how many threads an artifact runs on: CPUs that nothing else keeps busy just now.
+
+    Threads that share a CPU wait for each other, many times longer than they compute; so do those
+    of a model that gives them little to do: `SMALL_BYTES`.
+    """
     files = [path] if path.is_file() else path.glob("*")
-    return 1 if sum(file.stat().st_size for file in files) < SMALL_BYTES else None
+    if sum(file.stat().st_size for file in files) < SMALL_BYTES:
+        return 1
+    idle = 1 - psutil.cpu_percent(_LOOK_S) / 100
+    return max(round(idle * (os.cpu_count() or 1)), 1)
 
 
 def windows_of(tokens: Sequence[int], reading: Reading) -> list[list[int]]:

@@ -56,7 +56,8 @@ def served(model: Path, *options: str) -> Iterator[str]:
         port = found.getsockname()[1]
     process = subprocess.Popen(  # it says much
         [sys.executable, "-m", "llama_cpp.server", "--model", str(model), "--port", str(port),
-         "--n_ctx", "2048", *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+         "--n_ctx", "2048", "--n_threads", "1", "--n_threads_batch", "1", *options],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}/v1"
     try:
         for _ in range(1200):
