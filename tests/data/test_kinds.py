@@ -1,0 +1,90 @@
+"""Texts of many kinds: as a user types them, and nothing that is judged on is calibrated on."""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+from typing import Literal, get_args
+
+import pytest
+
+from edgeprune.data import shipped_text
+from edgeprune.data.kinds import Passage, shipped_kinds, shipped_prompts
+
+Part = Literal["calibration", "evaluation"]
+PARTS: tuple[Part, ...] = get_args(Part)
+
+
+def _text(passage: Passage) -> str:
+    return passage if isinstance(passage, str) else "\n".join(m.content for m in passage)
+
+
+def _runs(text: str, length: int) -> set[tuple[str, ...]]:
+    words = re.findall(r"\w+", text.lower())
+    return {tuple(words[i : i + length]) for i in range(len(words) - length + 1)}
+
+
+def test_the_kinds_that_quality_is_told_of_are_there() -> None:
+    found = shipped_kinds("evaluation")
+    assert list(found) == ["code", "dialogue", "encyclopedia", "manual", "narrative", "questions"]
+    for passages in found.values():
+        assert 25_000 < sum(len(_text(passage)) for passage in passages) < 50_000
+
+
+def test_calibration_is_as_broad_as_what_models_are_used_for() -> None:
+    found = shipped_kinds("calibration")
+    assert {"code", "dialogue", "fiction", "instructions", "letters", "manual", "questions",
+            "science"} < set(found)
+    sizes = {kind: sum(len(_text(passage)) for passage in passages)
+             for kind, passages in found.items()}
+    assert 800_000 < sum(sizes.values()) < 1_200_000
+    assert max(sizes.values()) < 0.15 * sum(sizes.values())
+
+
+def test_nothing_that_is_judged_on_is_calibrated_on() -> None:
+    seen, judged = (
+        {run for passages in shipped_kinds(part).values() for passage in passages
+         for run in _runs(_text(passage), 14)} for part in PARTS)
+    assert len(judged) > 20_000
+    assert not seen & judged
+    assert not _runs(shipped_text("calibration") + shipped_text("training"), 14) & judged
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_passages_are_plain_text_and_none_is_there_twice(part: Part) -> None:
+    found = [passage for passages in shipped_kinds(part).values()
+             for passage in passages]
+    assert len(set(found)) == len(found) > 300
+    for passage in found:
+        text = _text(passage)
+        assert text.strip()
+        for remains in ("<unk>", " @-@ ", "\f", "\r", "Project Gutenberg", "\ufffd"):
+            assert remains not in text
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_conversations_alternate_and_end_with_a_reply(part: Part) -> None:
+    talks = [passage for passage in shipped_kinds(part)["dialogue"]
+             if not isinstance(passage, str)]
+    assert len(talks) >= 60
+    for talk in talks:
+        roles = [message.role for message in talk if message.role != "system"]
+        assert roles == ["user", "assistant"] * (len(roles) // 2)
+
+
+def test_every_file_has_its_source_told() -> None:
+    data = files("edgeprune.data")
+    told = (data / "SOURCES.md").read_text(encoding="utf-8")
+    for part in PARTS:
+        for file in (data / part).iterdir():
+            assert f"| {part}/{file.name} |" in told
+
+
+def test_prompts_are_lines_and_none_is_in_a_text() -> None:
+    prompts = shipped_prompts()
+    assert len(set(prompts)) == len(prompts) >= 40
+    asked = {_text(passage) for part in PARTS for passages in shipped_kinds(part).values()
+             for passage in passages}
+    for prompt in prompts:
+        assert prompt.strip() == prompt != ""
+        assert not any(prompt in text for text in asked)
