@@ -1,6 +1,6 @@
 """Print what cuts lose on each kind of text, by what they were calibrated on, repaired or not.
 
-    python benchmarks/kinds.py [--effort medium] [--calibrations wikitext,broad]
+    python benchmarks/kinds.py [--effort medium] [--calibrations wikitext,broad] [--cuts NAME,...]
 
 SmolLM2, float32: increase of the loss in nats per token over the unpruned model, on windows of 512
 tokens of the shipped evaluation kinds and of the WikiText excerpt. `wikitext` is the shipped
@@ -38,9 +38,8 @@ from edgeprune.rundir import RunDirectory
 from edgeprune.strategies import strategy_of
 
 EVALUATED = Windows(8, 512)
-CUTS = {"64 components": Cuts(components=64), "layers 12 13 14 17": Cuts(layers=(12, 13, 14, 17)),
-        "FFN 1536 -> 1024": Cuts(ffn_channels=512),
-        "layer 14, 64 components": Cuts(layers=(14,), components=64)}
+CUTS = {"components": Cuts(components=64), "layers": Cuts(layers=(12, 13, 14, 17)),
+        "ffn": Cuts(ffn_channels=512), "layer-and-components": Cuts(layers=(14,), components=64)}
 
 
 def main() -> int:
@@ -48,6 +47,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="What is lost on each kind of text.")
     parser.add_argument("--effort", default=Effort.MEDIUM, choices=list(Effort))
     parser.add_argument("--calibrations", default="wikitext,broad", help="names with commas")
+    parser.add_argument("--cuts", default=",".join(CUTS), help="names with commas")
     arguments = parser.parse_args()
     checkpoint = Checkpoint(resolve_model("smollm2")[1])
     texts = evaluation_windows(checkpoint.path)
@@ -58,7 +58,8 @@ def main() -> int:
     print("| :-- | :-- | :-- |" + " --: |" * (len(texts) + 2), flush=True)
     for calibration in arguments.calibrations.split(","):
         content = shipped_text("calibration") if calibration == "wikitext" else broad_text()
-        for name, cuts in CUTS.items():
+        for name in arguments.cuts.split(","):
+            cuts = CUTS[name]
             for repair in (True, False):
                 if cuts.components and not repair:
                     continue  # components are what repair makes of a model
