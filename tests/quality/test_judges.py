@@ -43,9 +43,9 @@ def original(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def half(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give SmolLM2 without every other layer."""
+    """Give SmolLM2 without its first half, which makes it talk nonsense."""
     directory = tmp_path_factory.mktemp("half")
-    prune(Checkpoint(smollm2), Cuts(layers=tuple(range(1, 30, 2))), {}, directory / "half")
+    prune(Checkpoint(smollm2), Cuts(layers=tuple(range(15))), {}, directory / "half")
     file = directory / "half.gguf"
     export_gguf(Checkpoint(directory / "half"), smollm2 / "tokenizer.gguf", file, quant="Q8_0",
                 name="half")
