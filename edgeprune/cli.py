@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _terminated)
     # transformers' own progress bars would be drawn over ours
     os.environ.setdefault("TQDM_DISABLE", "1")
-    # torch's threads wait for each other asleep: spinning, they crawl beside another busy process
+    # torch's threads wait for each other asleep, so that other processes have the CPU
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(args=argv, prog_name="edgeprune")
