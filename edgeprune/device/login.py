@@ -12,11 +12,13 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import paramiko
 
+from edgeprune.device.aside import aside
 from edgeprune.device.route import Route, hop_of, route_of
 from edgeprune.device.target import Target
 from edgeprune.device.trust import changed_key, known_keys
@@ -86,8 +88,8 @@ def shown_key(target: Target, ask: Ask) -> tuple[Route, paramiko.PKey]:
     with ExitStack() as stack:
         try:
             transport = paramiko.Transport(_socket(target, route, ask, stack))
-            stack.callback(transport.close)
-            transport.start_client(timeout=target.connect_timeout_s)
+            stack.callback(aside, transport.close)
+            aside(lambda: transport.start_client(timeout=target.connect_timeout_s))
             return route, transport.get_remote_server_key()
         except (paramiko.SSHException, OSError, EOFError) as error:
             raise refusal(target, route, error) from error
@@ -104,7 +106,7 @@ def _client(
     while True:
         with ExitStack() as mine:
             client = paramiko.SSHClient()
-            mine.callback(client.close)
+            mine.callback(aside, client.close)
             client.set_missing_host_key_policy(paramiko.RejectPolicy())
             # paramiko looks them up by host and port alone
             name = route._replace(known_as=None).name
@@ -139,12 +141,12 @@ def _log_in(
     client: paramiko.SSHClient, route: Route, passphrase: str | None,
     way: paramiko.Channel | socket.socket, limit: float, *, with_agent: bool,
 ) -> None:
-    client.connect(
+    aside(lambda: client.connect(
         route.host, port=route.port, username=route.user,
         key_filename=[str(key) for key in route.keys],  # type: ignore[arg-type]
         passphrase=passphrase, allow_agent=with_agent,
         look_for_keys=not route.keys, sock=way,
-        timeout=limit, banner_timeout=limit, auth_timeout=limit)
+        timeout=limit, banner_timeout=limit, auth_timeout=limit))
     live = client.get_transport()
     if live is None:
         raise EOFError("closed at once")
@@ -166,8 +168,8 @@ def _socket(
     if live is None:
         raise refusal(target, hop, EOFError("closed at once"))
     try:
-        return live.open_channel("direct-tcpip", (route.host, route.port), ("127.0.0.1", 0),
-                                 timeout=target.connect_timeout_s)
+        return aside(partial(live.open_channel, "direct-tcpip", (route.host, route.port),
+                             ("127.0.0.1", 0), timeout=target.connect_timeout_s))
     except paramiko.SSHException as error:
         raise DeviceError(f"target {target.name}: {hop.where} cannot reach {route.where} ({error})",
                           remedy="is the machine on, and may that host forward?") from error

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import paramiko
 
+from edgeprune.device.aside import aside
 from edgeprune.device.login import Ask, Login, ask_passphrase, log_in
 from edgeprune.device.target import Target
 from edgeprune.device.transport import (
@@ -81,6 +82,24 @@ class SSHTransport:
 
     def run(self, argv: Sequence[str], *, timeout_s: float = 60) -> Completed:
         """See `Transport.run`."""
+        return aside(lambda: self._run(argv, timeout_s))
+
+    def put(self, local: Path, remote: str, progress: Progress = no_progress) -> None:
+        """See `Transport.put`."""
+        aside(lambda: self._put(local, remote, progress))
+
+    def get(self, remote: str, local: Path, most_bytes: int = MOST_OUTPUT_BYTES) -> None:
+        """See `Transport.get`."""
+        aside(lambda: self._get(remote, local, most_bytes))
+
+    def close(self) -> None:
+        """See `Transport.close`."""
+        self._files = None
+        if self._login is not None:
+            aside(self._login.hops.close)
+            self._login = None
+
+    def _run(self, argv: Sequence[str], timeout_s: float) -> Completed:
         command = shlex.join(argv)
         deadline = time.monotonic() + timeout_s
         try:
@@ -99,8 +118,7 @@ class SSHTransport:
             raise self._lost(error) from error
         return Completed(status, out.decode("utf-8", "replace"), err.decode("utf-8", "replace"))
 
-    def put(self, local: Path, remote: str, progress: Progress = no_progress) -> None:
-        """See `Transport.put`."""
+    def _put(self, local: Path, remote: str, progress: Progress) -> None:
         size = local.stat().st_size
         if size <= CHUNK_BYTES:
             self._put_small(local, remote)
@@ -129,8 +147,7 @@ class SSHTransport:
         raise DeviceError(f"{local.name} arrives damaged at {self._where}:{remote}",
                           remedy="is the target's disk or memory faulty?")
 
-    def get(self, remote: str, local: Path, most_bytes: int = MOST_OUTPUT_BYTES) -> None:
-        """See `Transport.get`."""
+    def _get(self, remote: str, local: Path, most_bytes: int) -> None:
         part = local.with_name(local.name + ".part")
         with self._sftp(f"cannot copy {self._where}:{remote}") as sftp:
             if (size := sftp.stat(remote).st_size or 0) > most_bytes:
@@ -138,13 +155,6 @@ class SSHTransport:
                                   got=f"{size} bytes")
             sftp.get(remote, str(part))
         part.replace(local)
-
-    def close(self) -> None:
-        """See `Transport.close`."""
-        self._files = None
-        if self._login is not None:
-            self._login.hops.close()
-            self._login = None
 
     def _put_small(self, local: Path, remote: str) -> None:
         """Write a file of one block, read it again, and rename it: a process less over there."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
+import signal
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,7 @@ from edgeprune.records import file_digest
 from tests.sshd import Relay, Server
 
 SIZE = 640 * CHUNK_BYTES
+INTERRUPTS = 60
 
 
 @pytest.fixture
@@ -186,3 +190,22 @@ def test_another_host_at_the_same_place_is_never_tried_again(sshd: Server, tmp_p
     with pytest.raises(DeviceError, match="has changed"):
         persistent.run(["true"])
     assert waits == []
+
+
+def test_ctrl_c_never_tears_the_connection(sshd: Server) -> None:
+    """Interrupt commands at any moment; those that follow are answered.
+
+    With paramiko called from the main thread this failed after some fifty interrupts.
+    """
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    way, moment = SSHTransport(sshd.target()), random.Random(0)  # noqa: S311
+    try:
+        for _ in range(INTERRUPTS):
+            with suppress(KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_REAL, moment.uniform(0.001, 0.05))
+                way.run(["sleep", "0.1"])
+            assert way.run(["true"], timeout_s=20).status == 0
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        way.close()
