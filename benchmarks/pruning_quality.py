@@ -4,16 +4,17 @@
 
 SmolLM2 is cut by every strategy until a token takes at most the given share of what it takes the
 unpruned model, as predicted from the profile of `local` (made when there is none). All calibrate on
-the shipped calibration text; perplexity and divergence are of the float32 checkpoints on the
-evaluation text, 16 windows of 512 tokens. Each strategy runs in a process of its own, which begins
-with nothing known; its first share bears the time that statistics take.
+the shipped calibration kinds; what they lose is of float32 checkpoints, nats per token over the
+unpruned model on windows of each evaluation kind (`benchmarks/kinds.py`), worst first. WikiText is
+shown and does not count for the worst: articles of the same corpus are calibrated on. Each strategy
+runs in a process of its own, which begins with nothing known; its first share bears the time that
+statistics take.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import subprocess
 import sys
 import time
@@ -27,27 +28,22 @@ import torch
 from rich.console import Console
 
 from benchmarks.host import describe_machine, peak_rss_bytes
+from benchmarks.kinds import WIKITEXT, evaluation_windows, increases, output
 from edgeprune.cutting import Cutting
-from edgeprune.data import shipped_text
 from edgeprune.device.session import open_device
 from edgeprune.device.target import load_target
 from edgeprune.errors import InfeasibleError
 from edgeprune.model.checkpoint import Checkpoint
-from edgeprune.model.cuts import Cuts
-from edgeprune.model.gguf import GgufModel
 from edgeprune.model.source import resolve_model
 from edgeprune.planning.budget import parse_budget
 from edgeprune.planning.demand import Demand
 from edgeprune.profiling.profile import Profile, profile
-from edgeprune.pruning import forward
-from edgeprune.pruning.calibration import Effort, Windows, windows
-from edgeprune.pruning.surgery import cut_layers
+from edgeprune.pruning.calibration import Effort, calibration_corpus
 from edgeprune.report.render import cuts_in_words
 from edgeprune.rundir import RunDirectory
 from edgeprune.strategies import STRATEGIES, strategy_of
 
 ROOT = Path(__file__).parent.parent
-EVALUATED = Windows(16, 512)
 DEPTH_ONLY = ("uniform", "shortgpt", "sleb", "replaceme")
 OURS = "edgeprune"
 
@@ -99,10 +95,12 @@ def _rows(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     checkpoint = Checkpoint(resolve_model("smollm2")[1])
     tokenizer = checkpoint.path / "tokenizer.gguf"
     model = _profile(lambda _: None).model
+    texts = evaluation_windows(checkpoint.path)
+    unpruned = {kind: output(checkpoint, tokens) for kind, tokens in texts.items()}
     strategy = strategy_of(arguments.strategies, importance=arguments.importance,
                            repair=not arguments.no_repair)
     with TemporaryDirectory() as scratch, Console(stderr=True).status(strategy.name) as status:
-        cutting = Cutting(checkpoint, "smollm2", tokenizer, shipped_text("calibration"), strategy,
+        cutting = Cutting(checkpoint, "smollm2", tokenizer, calibration_corpus(), strategy,
                           Effort(arguments.effort), RunDirectory(Path(scratch)), status.update)
         for share in map(int, arguments.shares.split(",")):
             budget = parse_budget(f"decode > {1e4 / share:.3f}%")
@@ -119,47 +117,37 @@ def _rows(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
             pruned = Path(scratch) / f"{share}"
             cutting.write(plan.cuts, pruned)
             seconds, peak = time.monotonic() - began, peak_rss_bytes()
-            loss = evaluate(Checkpoint(pruned), checkpoint, tokenizer)
+            lost = increases(Checkpoint(pruned), texts, unpruned)
+            loss = {"lost": lost, "worst": max(lost[kind] for kind in lost if kind != WIKITEXT)}
             yield {**row, "latency": plan.cost.token_ms / plan.base_cost.token_ms,
                    "cuts": cuts_in_words(plan), "seconds": seconds, "peak": peak,
                    "planning": planned - began, **loss}
 
 
-@torch.inference_mode()
-def evaluate(pruned: Checkpoint, unpruned: Checkpoint, tokenizer: Path) -> dict[str, float]:
-    """Return perplexities and the divergence on the evaluation text."""
-    with GgufModel(tokenizer, vocab_only=True) as model:
-        tokens = windows(model.tokenize(shipped_text("evaluation")), EVALUATED)
-    ends = [forward.output_of(checkpoint, cut_layers(checkpoint, Cuts(), {}), tokens)
-            for checkpoint in (unpruned, pruned)]
-    dense, found = forward.losses(ends, ends[0], tokens)
-    return {"dense": math.exp(dense.nats), "perplexity": math.exp(found.nats),
-            "increase": found.nats - dense.nats, "kl": found.divergence}
-
-
 def table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Yield a Markdown table, best first at each share, and how we compare with the others."""
-    yield "| decode latency | strategy | perplexity | log increase | KL | cut | s | peak RAM |"
-    yield "| :-- | :-- | --: | --: | --: | :-- | --: | --: |"
+    kinds = next(list(row["lost"]) for row in rows if "lost" in row)
+    yield f"| decode latency | strategy | worst | {' | '.join(kinds)} | cut | s | peak RAM |"
+    yield "| :-- | :-- | --: |" + " --: |" * len(kinds) + " :-- | --: | --: |"
     for share in dict.fromkeys(row["share"] for row in rows):
         here = [row for row in rows if row["share"] == share]
-        done = sorted((row for row in here if "failed" not in row), key=lambda r: r["increase"])
+        done = sorted((row for row in here if "failed" not in row), key=lambda r: r["worst"])
         for row in done:
+            lost = " | ".join(f"{row['lost'][kind]:.3f}" for kind in kinds)
             yield (f"| {share} % ({row['latency']:.1%}) | {row['strategy']} | "
-                   f"{row['perplexity']:.1f} | {row['increase']:.3f} | {row['kl']:.3f} | "
-                   f"{row['cuts']} | {row['seconds']:.0f} | {row['peak'] / 1e9:.1f} GB |")
+                   f"{row['worst']:.3f} | {lost} | {row['cuts']} | {row['seconds']:.0f} | "
+                   f"{row['peak'] / 1e9:.1f} GB |")
         for row in here:
             if "failed" in row:
-                yield f"| {share} % | {row['strategy']} | {row['failed']} | | | | | |"
-    yield f"\nunpruned: perplexity {next(r['dense'] for r in rows if 'dense' in r):.2f}"
+                yield f"| {share} % | {row['strategy']} | {row['failed']}" + " |" * (4 + len(kinds))
     for share in dict.fromkeys(row["share"] for row in rows):
-        found = {r["strategy"]: r["increase"] for r in rows
+        found = {r["strategy"]: r["worst"] for r in rows
                  if r["share"] == share and "failed" not in r}
         ours = found.pop(OURS, None)
         depth = [increase for name, increase in found.items() if name in DEPTH_ONLY]
         if ours is not None and found and depth:
-            yield (f"{share} %: our increase is {ours / min(found.values()):.2f} of the best "
-                   f"other's, {ours / min(depth):.2f} of the best depth-only one's")
+            yield (f"{share} %: on the worst kind we lose {ours / min(found.values()):.2f} of the "
+                   f"best other, {ours / min(depth):.2f} of the best depth-only one")
 
 
 if __name__ == "__main__":

@@ -16,11 +16,12 @@ from tempfile import TemporaryDirectory
 
 from benchmarks.host import describe_machine
 from benchmarks.llama_perplexity import llama_perplexity
+from edgeprune.data import shipped_text
 from edgeprune.export.gguf import export_gguf
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.source import resolve_model
 from edgeprune.quality.evaluate import evaluate
-from edgeprune.quality.windows import Reading, evaluation_text
+from edgeprune.quality.windows import Reading, Text
 
 CONTEXT, STRIDE = 512, 256
 CHARACTERS = 12_000  # of the text: some 10 windows
@@ -29,7 +30,8 @@ CHARACTERS = 12_000  # of the text: some 10 windows
 def main() -> int:
     """Measure and print."""
     checkpoint = Checkpoint(resolve_model("smollm2")[1])
-    text = evaluation_text()._replace(content=evaluation_text().content[:CHARACTERS])
+    content = shipped_text("evaluation")[:CHARACTERS]
+    text = Text("the shipped evaluation text", (content,))
     reading = Reading(context=CONTEXT, stride=STRIDE, windows=None)
     print(f"{datetime.now(UTC):%Y-%m-%d}; {describe_machine()}; context {CONTEXT}, "
           f"stride {STRIDE}\n")
@@ -37,7 +39,7 @@ def main() -> int:
     print("| :-- | --: | --: | --: | --: | --: | --: |")
     with TemporaryDirectory() as scratch:
         file = Path(scratch) / "text.txt"
-        file.write_text(text.content, encoding="utf-8")
+        file.write_text(content, encoding="utf-8")
         exact = Path(scratch) / "F16.gguf"
         for quant in ("F16", "Q8_0", "Q4_K_M"):
             artifact = exact.with_name(f"{quant}.gguf")

@@ -27,12 +27,11 @@ from transformers import AutoTokenizer
 
 from benchmarks.host import describe_machine, peak_rss_bytes
 from edgeprune.cutting import Cutting
-from edgeprune.data import shipped_text
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.source import resolve_model
 from edgeprune.model.tensors import layer_specs
-from edgeprune.pruning.calibration import Effort
+from edgeprune.pruning.calibration import Effort, calibration_corpus
 from edgeprune.recovery.held_out import cross_entropy
 from edgeprune.recovery.recipe import RECIPES, Pruned, Recipe, Recovered, share_back
 from edgeprune.recovery.recover import recover
@@ -82,7 +81,7 @@ def cut(
 ) -> Checkpoint:
     """Cut as `run` does."""
     pruned = scratch / f"pruned-{repair}"
-    Cutting(unpruned, "smollm2", unpruned.path / "tokenizer.gguf", shipped_text("calibration"),
+    Cutting(unpruned, "smollm2", unpruned.path / "tokenizer.gguf", calibration_corpus(),
             strategy_of("edgeprune", repair=repair), Effort.MEDIUM,
             RunDirectory(scratch / f"run-{repair}"), notify).write(CUTS, pruned)
     return Checkpoint(pruned)

@@ -36,6 +36,7 @@ from edgeprune.console import (
     BudgetText,
     CalibrationFile,
     EffortName,
+    EvaluationFile,
     Format,
     ImportanceName,
     Interrupted,
@@ -43,6 +44,7 @@ from edgeprune.console import (
     JudgeName,
     Model,
     NoRepair,
+    ObjectiveName,
     Profiles,
     ProfileSeconds,
     Quant,
@@ -131,7 +133,9 @@ def run(
     importance: ImportanceName = None,
     no_repair: NoRepair = False,
     effort: EffortName = "medium",
+    objective: ObjectiveName = "worst",
     calibration: CalibrationFile = None,
+    evaluate: EvaluationFile = None,
     name: RunName = None,
     allow_quality_loss: AllowLoss = False,
     recover: Annotated[str | None, typer.Option("--recover", help=(
@@ -165,12 +169,13 @@ def run(
     """
     from edgeprune.options import Options
     from edgeprune.pipeline import run as run_pipeline
-    from edgeprune.pruning.calibration import effort_of
+    from edgeprune.pruning.calibration import effort_of, objective_of
     from edgeprune.report.render import HEADER, before_after, verdict_lines
 
     wanted = Options(model=model, target=target, budget=budget, quant=number_format(kind, quant),
                      threads=threads, strategy=strategy, importance=importance,
                      repair=not no_repair, effort=effort_of(effort), calibration=calibration,
+                     objective=objective_of(objective), evaluate=evaluate,
                      name=name, allow_quality_loss=allow_quality_loss, recover=recover,
                      recover_data=recover_data, judge=judge, judge_model=judge_model,
                      judge_prompts=judge_prompts, requests=requests, fresh=fresh, runs=runs,

@@ -47,7 +47,7 @@ def evaluate(
     from edgeprune.subject import subject_of
 
     reading = Reading(context=context, stride=stride or context, windows=windows or None)
-    read = None if text is None else Text(text.name, text_of(text, "text"))
+    read = None if text is None else Text(text.name, (text_of(text, "text"),))
     with progress(quiet=as_json) as (_, notify), TemporaryDirectory() as scratch:
         subject = subject_of(artifact, against, Path(scratch), notify=notify)
         found = judge(subject.artifact, original=subject.original, pruned=subject.pruned,

@@ -21,6 +21,7 @@ from edgeprune.console import (
     ImportanceName,
     Model,
     NoRepair,
+    ObjectiveName,
     Profiles,
     ProfileSeconds,
     Quant,
@@ -49,6 +50,7 @@ def plan(
     importance: ImportanceName = None,
     no_repair: NoRepair = False,
     effort: EffortName = "medium",
+    objective: ObjectiveName = "worst",
     calibration: CalibrationFile = None,
     explain: Annotated[bool, typer.Option(
         "--explain", help="Compare the plan with the exact optimum.")] = False,
@@ -68,13 +70,14 @@ def plan(
     """
     from edgeprune.options import Options
     from edgeprune.pipeline import plan_only
-    from edgeprune.pruning.calibration import effort_of
+    from edgeprune.pruning.calibration import effort_of, objective_of
     from edgeprune.report.explain import explanation
     from edgeprune.report.render import limits_in_words, plan_lines, predicted_rows
 
     wanted = Options(model=model, target=target, budget=budget, quant=number_format(kind, quant),
                      threads=threads, strategy=strategy, importance=importance,
                      repair=not no_repair, effort=effort_of(effort), calibration=calibration,
+                     objective=objective_of(objective),
                      name=name, runs=runs, targets=targets, profiles=profiles,
                      profile_seconds=profile_seconds)
     with progress(quiet=as_json) as (say, notify):

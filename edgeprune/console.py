@@ -63,7 +63,13 @@ AllowLoss = Annotated[bool, typer.Option("--allow-quality-loss", help=(
     "Deploy an ONNX model however much its number format loses; else one whose perplexity is more "
     "than 3 % above the float32 graph's is refused."))]
 CalibrationFile = Annotated[Path | None, typer.Option("--calibration", help=(
-    "UTF-8 text of what the model is used for; an excerpt of WikiText-2 when left out."))]
+    "Text like that which the model is for: a file in UTF-8, JSON lines of chats, or a directory "
+    "of these. It has half of the weight, the kinds of text that come with edgeprune the rest."))]
+EvaluationFile = Annotated[Path | None, typer.Option("--evaluate", help=(
+    "Text that the result is judged on, beside six kinds that come with edgeprune: a file or a "
+    "directory, as for --calibration, and none of it."))]
+ObjectiveName = Annotated[str, typer.Option("--objective", help=(
+    "By what cuts are compared: what they lose on the worst kind of text, or the mean of all."))]
 RunName = Annotated[str | None, typer.Option("--name", help=(
     "Name of the run directory; made from model, target and budget when left out."))]
 Runs = Annotated[Path, typer.Option(help="Where run directories are.")]

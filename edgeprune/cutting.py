@@ -30,7 +30,7 @@ from edgeprune.planning.greedy import Plan
 from edgeprune.planning.moves import describe_change
 from edgeprune.planning.recipes import Planner, follow, joint_plans
 from edgeprune.pruning import forward
-from edgeprune.pruning.calibration import Calibration, Effort, calibrate_on
+from edgeprune.pruning.calibration import Calibration, Corpus, Effort, Objective, calibrate_on
 from edgeprune.pruning.components import principal_components
 from edgeprune.pruning.compress import repaired_layers
 from edgeprune.pruning.gradients import Gradients, layer_gradients
@@ -60,9 +60,10 @@ class Cutting:
         checkpoint: The unpruned model.
         model_key: Identifies its weights and tokenizer.
         tokenizer: The tokenizer that is deployed; None when the model has none.
-        text: Calibration text.
+        corpus: Calibration text.
         strategy: The recipe.
         effort: How much of the text is looked at.
+        objective: By what plans are compared.
         run: Where scores lie: statistics, importance, losses.
         notify: Told what is being done just now.
     """
@@ -70,11 +71,12 @@ class Cutting:
     checkpoint: Checkpoint
     model_key: str
     tokenizer: Path | None
-    text: str
+    corpus: Corpus
     strategy: Strategy
     effort: Effort
     run: RunDirectory
     notify: Callable[[str], None] = lambda _: None
+    objective: Objective = Objective.WORST
 
     def key(self, cuts: Cuts) -> str:
         """Identify the checkpoint that cuts lead to."""
@@ -122,7 +124,7 @@ class Cutting:
     def plan_key(self, demand: Demand) -> str:
         """Identify a plan."""
         return digest(self._scoring_key, self.strategy.planner, self.effort.finalists,
-                      self.effort.judging, self.checkpoint.shape, demand)
+                      self.effort.judging, self.objective, self.checkpoint.shape, demand)
 
     def write(self, cuts: Cuts, directory: Path) -> None:
         """Cut the weights, repair what is left, write the checkpoint."""
@@ -137,11 +139,11 @@ class Cutting:
     def _built_loss(self, cuts: Cuts, number: int) -> float:
         """Return the divergence of a finished model, fitted to fewer windows, nats per token."""
         if (known := self._judged.get(cuts)) is not None:
-            return known.divergence
+            return self.objective.of(known)
         built = self._run(self._layers(cuts, trial=f"finalist {number}, "))
         (loss,) = forward.losses([built], self._unpruned, self._calibration.judging)
         self._judged.add(cuts, loss)
-        return loss.divergence
+        return self.objective.of(loss)
 
     @cached_property
     def _judged(self) -> Losses:
@@ -154,7 +156,7 @@ class Cutting:
         return self._run(cut_layers(self.checkpoint, Cuts(), {}))
 
     def _run(self, layers: forward.Layers) -> forward.Output:
-        return forward.output_of(self.checkpoint, layers, self._calibration.judging)
+        return forward.output_of(self.checkpoint, layers, self._calibration.judging.tokens)
 
     def _layers(self, cuts: Cuts, *, trial: str = "") -> forward.Layers:
         """Yield the layers that stay, cut and repaired; on trial (of that name) with less text."""
@@ -170,7 +172,7 @@ class Cutting:
             return repaired_layers(self.checkpoint, cuts, kept, fitting,
                                    lambda text: self.notify(trial + text), basis)
         if repair is Repair.MAP:
-            return mapped_layers(self.checkpoint, cuts, kept, self._calibration.fitting,
+            return mapped_layers(self.checkpoint, cuts, kept, self._calibration.fitting.tokens,
                                  self.notify)
         if repair is Repair.BIAS and cuts.narrows_layers:
             return biased_layers(self.checkpoint, cuts, kept, self._statistics)
@@ -179,7 +181,7 @@ class Cutting:
     @cached_property
     def _calibration_key(self) -> str:
         # the windows, not the effort's name: what it stands for may change between versions
-        return digest(self.model_key, self.text, self.effort.fitting, self.effort.scoring)
+        return digest(self.model_key, self.corpus.digest, self.effort.fitting, self.effort.scoring)
 
     @property
     def _importance_key(self) -> str:
@@ -194,7 +196,7 @@ class Cutting:
         if self.tokenizer is None:
             raise InputError(f"{self.checkpoint.path} has no tokenizer, which calibration needs",
                              remedy="put tokenizer.json (or a tokenizer.gguf) beside the weights")
-        return calibrate_on(self.text, self.tokenizer, self.effort)
+        return calibrate_on(self.corpus, self.tokenizer, self.effort)
 
     @cached_property
     def _statistics(self) -> Path:
@@ -202,7 +204,7 @@ class Cutting:
                              self._measure)
 
     def _measure(self, path: Path) -> None:
-        measure_statistics(self.checkpoint, self._calibration.measuring, path, self.notify)
+        measure_statistics(self.checkpoint, self._calibration.measuring.tokens, path, self.notify)
 
     @cached_property
     def _components(self) -> torch.Tensor:
@@ -222,14 +224,14 @@ class Cutting:
         return self.run.record(
             "hidden", self._importance_key, "hidden.json", HiddenImportance,
             lambda: hidden_importance(self.checkpoint, self.strategy.criterion,
-                                      self._calibration.scoring, self.notify))
+                                      self._calibration.scoring.tokens, self.notify))
 
     def _weigh(self) -> Importance:
         criterion, shape = self.strategy.criterion, self.checkpoint.shape
         layers: Iterable[tuple[int, Gradients | None]] = (
             (layer, None) for layer in range(shape.num_hidden_layers))
         if criterion.needs_gradients:
-            layers = layer_gradients(self.checkpoint, self._calibration.scoring, self.notify)
+            layers = layer_gradients(self.checkpoint, self._calibration.scoring.tokens, self.notify)
         found = dict[int, LayerImportance]()
         for layer, gradients in layers:
             self.notify(f"weighing heads and channels: layer {layer + 1} of "
@@ -245,7 +247,7 @@ class Cutting:
         # on little text the divergence tells cuts apart better than the cross entropy; the recipe
         # that is published with the latter keeps it
         ours = self.strategy.planner is Planner.JOINT
-        return [loss.divergence if ours else loss.nats for loss in self._scorer(candidates)]
+        return [self.objective.of(loss) if ours else loss.nats for loss in self._scorer(candidates)]
 
     @cached_property
     def _scorer(self) -> LossScorer:

@@ -142,9 +142,9 @@ def finish(
         device.forget(device.remote_name(file))
     before = stages.quality_before().perplexity
     after = stages.quality_after(last.plan.cuts).perplexity
-    quality: dict[Metric, float | Interval] = {Metric.PPL_RATIO: after / before}
-    if Metric.KL in budget.quality_limits:
-        quality[Metric.KL] = stages.divergence(last.plan.cuts)
+    kinds = stages.kinds(last.plan.cuts)
+    quality: dict[Metric, float | Interval] = {
+        Metric.PPL_RATIO: kinds.kinds[kinds.worst].ratio, Metric.KL: kinds.kl}
     judged = None
     if options.judge is not None and options.judge_prompts is not None:
         with open_judge(options.judge, options.judge_model, notify=device.notify) as llm:
@@ -160,6 +160,7 @@ def finish(
         disturbances=last.measured.disturbances, judgements=judgements, rounds=len(rounds),
         requests=pruned.workload.requests, system_info=pruned.system_info, plan=last.plan,
         recovery=_recovery(stages, last.plan.cuts, before, untrained, after), judged=judged,
+        kinds=kinds,
         before=figures_of(baseline, before), after=figures_of(pruned, after),
         directory=stages.run.path, artifact=artifact, device_path=device_path,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgeprune.model.quantization import DEFAULT_FORMAT
-from edgeprune.pruning.calibration import Effort
+from edgeprune.pruning.calibration import Effort, Objective
 from edgeprune.records import Record
 from edgeprune.strategies import DEFAULT_STRATEGY
 
@@ -27,7 +27,9 @@ class Options(Record):
         importance: Another method by which heads and channels are chosen.
         repair: False leaves the weights that stay as they are.
         effort: How much calibration text is looked at.
-        calibration: A file of calibration text; the shipped text when None.
+        objective: By what plans are compared.
+        calibration: The user's calibration text, a file or a directory; it has half of the weight.
+        evaluate: The user's evaluation text, likewise; beside the shipped kinds.
         allow_quality_loss: Deploy an ONNX model however much its format loses by itself.
         recover: How the pruned model is trained, one of `edgeprune.recovery.recipe.RECIPES`; not at
             all when None.
@@ -52,7 +54,9 @@ class Options(Record):
     importance: str | None = None
     repair: bool = True
     effort: Effort = Effort.MEDIUM
+    objective: Objective = Objective.WORST
     calibration: Path | None = None
+    evaluate: Path | None = None
     name: str | None = None
     allow_quality_loss: bool = False
     recover: str | None = None

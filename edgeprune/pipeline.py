@@ -34,7 +34,8 @@ from edgeprune.planning.demand import Demand
 from edgeprune.planning.greedy import Plan
 from edgeprune.profiling.profile import Profile, cost_of
 from edgeprune.profiling.threads import best_threads
-from edgeprune.pruning.calibration import Effort, calibration_text
+from edgeprune.pruning.calibration import Effort, calibration_corpus
+from edgeprune.quality.windows import evaluation_kinds
 from edgeprune.records import Record, Verdict
 from edgeprune.report.outcome import Outcome
 from edgeprune.report.render import limits_in_words, measured_in_words, plan_lines
@@ -111,7 +112,8 @@ def _begun(options: Options, say: Say, notify: Say) -> Iterator[tuple[Stages, Bu
     budget = read_budget(options.budget)
     quant = AUTO if options.quant == AUTO else check_format(options.quant)
     strategy = strategy_of(options.strategy, importance=options.importance, repair=options.repair)
-    calibration = calibration_text(options.calibration)
+    calibration = calibration_corpus(options.calibration)
+    evaluation = evaluation_kinds(options.evaluate)
     target = load_target(options.target, options.targets)
     name, directory = resolve_model(options.model, notify=notify)
     checkpoint = Checkpoint(directory)
@@ -132,7 +134,8 @@ def _begun(options: Options, say: Say, notify: Say) -> Iterator[tuple[Stages, Bu
         yield Stages(name=name, checkpoint=checkpoint, quant=reference, reference=reference,
                      workload=workload, device=device, run=run_directory,
                      profiles=options.profiles, strategy=strategy, effort=options.effort,
-                     calibration=calibration, profile_seconds=options.profile_seconds), budget
+                     calibration=calibration, evaluation=evaluation,
+                     objective=options.objective, profile_seconds=options.profile_seconds), budget
 
 
 def set_threads(

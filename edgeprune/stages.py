@@ -25,11 +25,18 @@ from edgeprune.model.tokenizer import tokenizer_of
 from edgeprune.planning.demand import Demand
 from edgeprune.planning.greedy import Plan
 from edgeprune.profiling.profile import Profile, profile
-from edgeprune.pruning.calibration import Effort
-from edgeprune.quality.evaluate import Divergence, Quality, divergence, perplexity
+from edgeprune.pruning.calibration import Corpus, Effort, Objective
+from edgeprune.quality.evaluate import (
+    Divergence,
+    Kinds,
+    Quality,
+    divergence,
+    judge_kinds,
+    perplexity,
+)
 from edgeprune.quality.judge import Judge, Judged, judge_artifact
 from edgeprune.quality.loss import check_loss, perplexity_as
-from edgeprune.quality.windows import Text
+from edgeprune.quality.windows import EACH, Text
 from edgeprune.records import Record, digest, file_digest
 from edgeprune.recovery.recipe import Pruned, Recovered, Training
 from edgeprune.rundir import MODEL, RECOVERED, RunDirectory, SharedDirectory
@@ -62,7 +69,9 @@ class Stages:
         profiles: Where profiles lie, and the scores of models.
         strategy: How it is cut.
         effort: How much calibration text is looked at.
+        objective: By what plans are compared.
         calibration: The calibration text.
+        evaluation: The kinds of text that the artifact is judged on.
         training: Of the pruned model, before it is exported; None leaves it as it is.
         profile_seconds: For how long at most shapes are measured.
     """
@@ -77,7 +86,9 @@ class Stages:
     profiles: Path
     strategy: Strategy
     effort: Effort
-    calibration: str
+    calibration: Corpus
+    evaluation: tuple[Text, ...]
+    objective: Objective = Objective.WORST
     training: Training | None = None
     profile_seconds: float | None = None
 
@@ -98,10 +109,12 @@ class Stages:
     @cached_property
     def cutting(self) -> Cutting:
         """What is done to the weights; what they are worth is one thing for all runs."""
-        key = digest(self.model_key, self.calibration, self.effort.fitting, self.effort.scoring)
+        key = digest(self.model_key, self.calibration.digest, self.effort.fitting,
+                     self.effort.scoring)
         return Cutting(checkpoint=self.checkpoint, model_key=self.model_key,
-                       tokenizer=self.tokenizer, text=self.calibration, strategy=self.strategy,
+                       tokenizer=self.tokenizer, corpus=self.calibration, strategy=self.strategy,
                        effort=self.effort, notify=self.device.notify,
+                       objective=self.objective,
                        run=SharedDirectory(self.profiles / MODELS / key, self.device.notify))
 
     @cached_property
@@ -157,7 +170,7 @@ class Stages:
             quantized = exact.with_name(f"{self.quant}.gguf")
             try:
                 self._export(self.checkpoint, quantized, self.quant)
-                text = Text("calibration", shipped_text("calibration"))
+                text = Text("calibration", (shipped_text("calibration"),))
                 return divergence(quantized, exact, text=text,
                                   notify=self.device.notify)
             finally:
@@ -268,11 +281,11 @@ class Stages:
         stage = "quality-after" if self.training is None else "quality-trained"
         return self._perplexity(stage, lambda: self.build(cuts), self.artifact_key(cuts))
 
-    def divergence(self, cuts: Cuts) -> float:
-        """Take the artifact's mean KL divergence from the unpruned model, here; nats per token."""
-        key = digest(self.artifact_key(cuts), self.baseline_key, shipped_text("evaluation"))
-        return self.run.record("divergence", key, "divergence.json", Divergence, lambda: divergence(
-            self.build(cuts), self.export_baseline(), notify=self.device.notify)).kl_mean
+    def kinds(self, cuts: Cuts) -> Kinds:
+        """Take what the artifact loses of the unpruned one on each kind of text, here."""
+        key = digest(self.artifact_key(cuts), self.baseline_key, self.evaluation, EACH)
+        return self.run.record("kinds", key, "kinds.json", Kinds, lambda: judge_kinds(
+            self.build(cuts), self.export_baseline(), self.evaluation, notify=self.device.notify))
 
     def judged(self, cuts: Cuts, judge: Judge, prompts: Sequence[str]) -> Judged:
         """Let a judge compare the artifact with the unpruned model, here."""

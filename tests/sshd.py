@@ -45,7 +45,7 @@ MaxStartups 100
 Subsystem sftp {sftp}
 ForceCommand {directory}/wrapper
 SetEnv SHLVL=1
-"""  # bash then takes itself for no first shell, and leaves ~/.bashrc: pyenv's takes 0.15 s each time
+"""  # SHLVL: bash then takes itself for no first shell, and leaves ~/.bashrc (pyenv's: 0.15 s)
 
 
 @dataclass

@@ -21,14 +21,14 @@ from edgeprune.model.gguf import GgufModel
 from edgeprune.model.tokenizer import tokenizer_of
 from edgeprune.planning.budget import parse_budget, violation
 from edgeprune.planning.demand import Demand
-from edgeprune.pruning.calibration import Effort, effort_of
+from edgeprune.pruning.calibration import Corpus, Effort, calibration_corpus, effort_of
 from edgeprune.pruning.importance import Criterion, Method
 from edgeprune.rundir import RunDirectory
 from edgeprune.strategies import STRATEGIES, Repair, Strategy, strategy_of
 from tests.planning.test_recipes import MODEL
 from tests.tiny import KINDS, hf_logits, make_tiny, within_a_subspace
 
-TEXT = shipped_text("calibration")[:80_000]
+TEXT = Corpus({"text": (shipped_text("calibration")[:80_000],)})
 
 
 @pytest.fixture(scope="module", params=list(KINDS))
@@ -92,10 +92,10 @@ def test_the_finalist_that_is_best_when_built_is_taken(tmp_path: Path) -> None:
                                  num_hidden_layers=6, initializer_range=0.05))
     demand = _demand(model, "decode > 130%")
     cutting = replace(_cutting(model, strategy_of("edgeprune"), tmp_path / "scratch"),
-                      text=shipped_text("calibration"), effort=Effort.MEDIUM)
+                      corpus=calibration_corpus(), effort=Effort.MEDIUM)
     made = cutting.plan(demand)
     judged = (cutting.run.path / "judged.jsonl").read_text().split("\n")
-    losses = [json.loads(line)[1]["divergence"] for line in judged]
+    losses = [json.loads(line)[1]["worst"] for line in judged]
     assert len(losses) == min(Effort.MEDIUM.finalists, len(made.finalists)) > 1
     assert made.loss == min(losses)
     assert made.cuts == made.finalists[losses.index(min(losses))]
@@ -117,7 +117,7 @@ def test_components_that_tell_nothing_go_first(kind: str, tmp_path: Path) -> Non
                       intermediate_size=768, num_hidden_layers=3, initializer_range=0.05)
     checkpoint = Checkpoint(within_a_subspace(model, 500))
     cutting = replace(_cutting(checkpoint, strategy_of("edgeprune"), tmp_path / "scratch"),
-                      text=shipped_text("calibration"), effort=Effort.MEDIUM)
+                      corpus=calibration_corpus(), effort=Effort.MEDIUM)
     demand = _demand(checkpoint, "decode > 105%")
     plan = cutting.plan(demand)
     assert plan.cuts == Cuts(components=64)

@@ -1,13 +1,20 @@
-"""Texts of many kinds that come with edgeprune; SOURCES.md tells where each is from.
+"""Texts of many kinds: the user's, and those that come with edgeprune (SOURCES.md).
 
-In: what they are for. Out: passages of each kind, running text or a conversation.
+In: what they are for, or a path. Out: passages of each kind, running text or conversations.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from pathlib import Path, PurePath
 from typing import Literal, NamedTuple
+
+from edgeprune.data import text_of
+from edgeprune.data.lines import SUFFIXES, Example, read_lines
+from edgeprune.errors import InputError
+
+BETWEEN = "\n\f\n"  # passages of a shipped text
 
 
 class Message(NamedTuple):
@@ -18,21 +25,22 @@ class Message(NamedTuple):
 
 
 Passage = str | tuple[Message, ...]
+Kinds = Mapping[str, tuple[Passage, ...]]
 
 
 def shipped_kinds(part: Literal["calibration", "evaluation"]) -> dict[str, tuple[Passage, ...]]:
     """Return the passages of each kind; no source of one part is in the other.
 
-    Running text is a passage of 1,500 to 3,000 characters, or a question and its answer; what a
+    Running text is a passage of 1,000 to 3,000 characters, or a question and its answer; what a
     model's chat template is for is a conversation, its first message the system's or the user's.
     """
     directory = files("edgeprune.data") / part
     found = dict[str, tuple[Passage, ...]]()
     for file in sorted(directory.iterdir(), key=lambda file: file.name):
-        name, _, form = file.name.partition(".")
+        name = PurePath(file.name)
         content = file.read_text(encoding="utf-8")
-        found[name] = (tuple(map(_passage, content.splitlines())) if form == "jsonl"
-                       else tuple(content.strip("\n").split("\n\f\n")))
+        found[name.stem] = (_of_lines(content, Path(file.name)) if name.suffix in SUFFIXES
+                            else tuple(content.strip("\n").split(BETWEEN)))
     return found
 
 
@@ -41,8 +49,60 @@ def shipped_prompts() -> list[str]:
     return (files("edgeprune.data") / "prompts.txt").read_text(encoding="utf-8").splitlines()
 
 
-def _passage(line: str) -> Passage:
-    example = json.loads(line)
+def users_kind(path: Path, what: str) -> dict[str, tuple[Passage, ...]]:
+    """Return the user's text as a kind of its own, of the file's or the directory's name.
+
+    Args:
+        path: Text; JSON lines (`edgeprune.data.lines`); or a directory of such files, in which
+            hidden files and those that are not UTF-8 are left out.
+        what: Its name in a message, such as "calibration text".
+
+    Raises:
+        InputError: It cannot be read, or holds no text.
+    """
+    read = [file for file in sorted(path.rglob("*"))
+            if file.is_file() and _is_text(file.relative_to(path), file)
+            ] if path.is_dir() else [path]
+    found = tuple(passage for file in read for passage in _passages(file, what))
+    if not any(found):
+        raise InputError(f"there is no {what}", got=str(path),
+                         remedy="give a text file in UTF-8, JSON lines, or a directory of them")
+    return {path.resolve().name: found}
+
+
+def _is_text(name: PurePath, file: Path) -> bool:
+    if any(part.startswith(".") for part in name.parts):
+        return False
+    try:
+        file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return True
+
+
+def _passages(file: Path, what: str) -> tuple[Passage, ...]:
+    content = text_of(file, what)
+    return _of_lines(content, file) if file.suffix in SUFFIXES else (content,)
+
+
+def _of_lines(content: str, file: Path) -> tuple[Passage, ...]:
+    return tuple(map(_passage, read_lines(content, file)))
+
+
+def _passage(example: Example) -> Passage:
     if "messages" in example:
-        return tuple(Message(**message) for message in example["messages"])
-    return f"{example['prompt']}{example['completion']}"
+        return _talk(example["messages"])
+    if "text" in example:
+        return str(example["text"])
+    prompt, completion = example["prompt"], example["completion"]
+    if isinstance(prompt, str) and isinstance(completion, str):
+        return prompt + completion
+    return _turns(prompt, "user") + _turns(completion, "assistant")
+
+
+def _turns(part: str | Sequence[Mapping[str, str]], role: str) -> tuple[Message, ...]:
+    return (Message(role, part),) if isinstance(part, str) else _talk(part)
+
+
+def _talk(messages: Sequence[Mapping[str, str]]) -> tuple[Message, ...]:
+    return tuple(Message(message["role"], message["content"]) for message in messages)

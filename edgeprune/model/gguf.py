@@ -16,9 +16,11 @@ from typing import Any, Self
 
 import llama_cpp
 import numpy as np
+from jinja2 import TemplateError
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 from numpy.typing import NDArray
 
+from edgeprune.data.kinds import Message
 from edgeprune.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -142,19 +144,32 @@ class GgufModel:
                 return buffer.raw[:count].decode("utf-8", "replace")
             room = -count  # what it would have taken
 
-    def chat(self, message: str) -> list[int]:
-        """Return the tokens of a user's message, after which a reply comes.
+    def chat(self, talk: Sequence[Message]) -> list[int]:
+        """Return the tokens of a conversation; after a user's message a reply comes.
 
-        They are as the model's chat template has them; where it has none, the message's own.
+        They are as the model's chat template has them; without a template, the messages' own. What
+        a template has no place for, such as a system's message, is left out.
         """
         template = llama_cpp.llama_model_chat_template(self._model, None)
         if not template:
-            return self.tokenize(message, add_special=True)
+            return self.tokenize("\n\n".join(message.content for message in talk),
+                                 add_special=True)
+        return self.tokenize(self._templated(template.decode(), talk), special=True)
+
+    def _templated(self, template: str, talk: Sequence[Message]) -> str:
         formatter = Jinja2ChatFormatter(
-            template.decode(), self._name(llama_cpp.llama_vocab_eos(self._vocab)),
-            self._name(llama_cpp.llama_vocab_bos(self._vocab)))
-        text = formatter(messages=[{"role": "user", "content": message}]).prompt
-        return self.tokenize(text, special=True)
+            template, self._name(llama_cpp.llama_vocab_eos(self._vocab)),
+            self._name(llama_cpp.llama_vocab_bos(self._vocab)),
+            add_generation_prompt=talk[-1].role == "user")
+        try:
+            return str(formatter(messages=[message._asdict() for message in talk]).prompt)
+        except (ValueError, TemplateError) as error:
+            told = [message for message in talk if message.role != "system"]
+            if 0 < len(told) < len(talk):
+                return self._templated(template, told)
+            raise InputError(f"the model's chat template refuses a conversation ({error})",
+                             got=talk[0].content[:40],
+                             remedy="do its roles alternate, the user's first?") from error
 
     def _name(self, token: int) -> str:
         """Return the name of a special token; empty when there is none."""

@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as refused
 
+from edgeprune.data.kinds import Message
 from edgeprune.errors import InputError
 from edgeprune.model.gguf import GgufModel
 from edgeprune.model.onnx_formats import GRAPH
@@ -96,9 +97,9 @@ class OnnxModel:
         """Return the text of tokens; special ones have none."""
         return self._tokenizer.detokenize(tokens)
 
-    def chat(self, message: str) -> list[int]:
-        """Return the tokens of a user's message, as `GgufModel.chat` does."""
-        return self._tokenizer.chat(message)
+    def chat(self, talk: Sequence[Message]) -> list[int]:
+        """Return the tokens of a conversation, as `GgufModel.chat` does."""
+        return self._tokenizer.chat(talk)
 
     def logits(self, tokens: Sequence[int], *, past: int = 0) -> NDArray[np.float32]:
         """Return the logits after each token, `(n_tokens, n_vocab)`.

@@ -1,29 +1,26 @@
-"""Calibration text, as windows of token ids.
+"""Calibration text of many kinds, as windows of token ids.
 
-In: text (`edgeprune.data.shipped_text` by default), the deployed tokenizer, the effort. Out:
-tensors of token ids. Perplexity is measured on another part of the same corpus.
+In: kinds of text (`edgeprune.data.kinds`: those that come with edgeprune, and the user's), the
+deployed tokenizer, the effort. Out: windows, each of one kind. Every kind has the same share of
+them; the user's own text, where there is some, has half.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
-from edgeprune.data import shipped_text, text_of
-from edgeprune.errors import InputError, UsageError
+from edgeprune.data.kinds import Kinds, shipped_kinds, users_kind
+from edgeprune.errors import UsageError
 from edgeprune.model.gguf import GgufModel
+from edgeprune.model.passages import tokens_of
+from edgeprune.pruning.forward import Loss
+from edgeprune.pruning.sample import Sample, Windows, sample
+from edgeprune.records import digest
 
-
-class Windows(NamedTuple):
-    """How much text: so many windows of so many tokens."""
-
-    n_windows: int
-    n_tokens: int
+OWN_SHARE = 0.5
 
 
 class Effort(StrEnum):
@@ -37,12 +34,22 @@ class Effort(StrEnum):
     def fitting(self) -> Windows:
         """What weights are fitted to."""
         # SmolLM2 with half of its FFN: fitted to 24 windows it lost 0.49 nats, to 96 0.43
-        return Windows({"low": 16, "medium": 40, "high": 192}[self], 512)
+        return Windows({"low": 24, "medium": 48, "high": 192}[self], 512)
 
     @property
     def scoring(self) -> Windows:
         """What the loss of each candidate is taken of."""
-        return {"low": Windows(4, 64), "medium": Windows(4, 128), "high": Windows(8, 256)}[self]
+        return {"low": Windows(12, 32), "medium": Windows(12, 64), "high": Windows(24, 128)}[self]
+
+    @property
+    def measuring(self) -> Windows:
+        """What statistics are taken of."""
+        return Windows(self.fitting.n_windows // 2, self.fitting.n_tokens)
+
+    @property
+    def trying(self) -> Windows:
+        """What finalists are fitted to."""
+        return Windows({"low": 0, "medium": 12, "high": 36}[self], 512)
 
     @property
     def finalists(self) -> int:
@@ -52,7 +59,29 @@ class Effort(StrEnum):
     @property
     def judging(self) -> Windows:
         """What finalists are judged by."""
-        return Windows({"low": 0, "medium": 4, "high": 8}[self], 512)
+        return Windows({"low": 0, "medium": 12, "high": 12}[self], 512)
+
+
+class Objective(StrEnum):
+    """By what cuts are compared: what they lose on the worst kind of text, or on all alike."""
+
+    WORST = "worst"
+    MEAN = "mean"
+
+    def of(self, loss: Loss) -> float:
+        """Return what counts of a loss, nats per token."""
+        return loss.worst if self is Objective.WORST else loss.divergence
+
+
+def objective_of(name: str) -> Objective:
+    """Return the objective of a name.
+
+    Raises:
+        UsageError: No such objective.
+    """
+    if name not in set(Objective):
+        raise UsageError("no such objective", got=name, remedy=f"one of {', '.join(Objective)}")
+    return Objective(name)
 
 
 def effort_of(name: str) -> Effort:
@@ -66,64 +95,86 @@ def effort_of(name: str) -> Effort:
     return Effort(name)
 
 
-def calibration_text(file: Path | None) -> str:
-    """Return the user's calibration text; the shipped one when there is none.
+class Corpus(NamedTuple):
+    """What a model is calibrated on.
+
+    Attributes:
+        kinds: Passages of each.
+        own: The kind that is the user's own, if one is.
+    """
+
+    kinds: Kinds
+    own: str | None = None
+
+    @property
+    def digest(self) -> str:
+        """Identify it."""
+        return digest(dict(self.kinds), self.own)
+
+    def share(self, kind: str) -> float:
+        """Return what share of the windows a kind has."""
+        others = len(self.kinds) - (self.own is not None)
+        if self.own is None or not others:
+            return 1 / len(self.kinds)
+        return OWN_SHARE if kind == self.own else (1 - OWN_SHARE) / others
+
+
+def calibration_corpus(own: Path | None = None) -> Corpus:
+    """Return the kinds that come with edgeprune, and the user's text.
 
     Raises:
-        InputError: The file cannot be read.
+        InputError: That cannot be read.
     """
-    return shipped_text("calibration") if file is None else text_of(file, "calibration text")
+    shipped = shipped_kinds("calibration")
+    if own is None:
+        return Corpus(shipped)
+    ((name, passages),) = users_kind(own, "calibration text").items()
+    while name in shipped:
+        name = f"your {name}"
+    return Corpus({**shipped, name: passages}, own=name)
 
 
 class Calibration(NamedTuple):
-    """Token ids of calibration text, two parts of it that share nothing.
+    """Samples of calibration text; those of the second part share nothing with the first.
 
     Attributes:
-        fitting: What weights are fitted to, `(b, t)`.
-        scoring: What the loss of each candidate is taken of, `(b, t)`.
-        judging: What finalists are judged by, `(b, t)`; of the same part as `scoring`.
+        fitting: What weights are fitted to.
+        measuring: What statistics are taken of.
+        trying: What finalists are fitted to.
+        scoring: Second part: what the loss of each candidate is taken of.
+        judging: Second part: what finalists are judged by.
     """
 
-    fitting: Tensor
-    scoring: Tensor
-    judging: Tensor
-
-    @property
-    def trying(self) -> Tensor:
-        """What finalists are fitted to, `(b, t)`: every fifth window."""
-        return self.fitting[::5]
-
-    @property
-    def measuring(self) -> Tensor:
-        """What statistics are taken of, `(b, t)`: every other window that weights are fitted to."""
-        return self.fitting[::2]
+    fitting: Sample
+    measuring: Sample
+    trying: Sample
+    scoring: Sample
+    judging: Sample
 
 
-def calibrate_on(text: str, tokenizer: Path, effort: Effort) -> Calibration:
+def calibrate_on(corpus: Corpus, tokenizer: Path, effort: Effort) -> Calibration:
     """Return calibration text as tokens of the deployed tokenizer.
 
     Raises:
         InputError: The text is too short.
     """
+    fitted, others = (max(wanted.n_windows * wanted.n_tokens for wanted in part)
+                      for part in ((effort.fitting,), (effort.scoring, effort.judging)))
+    tokens = tokens_by_kind(corpus, tokenizer)
+    cuts = {kind: len(found) * fitted // (fitted + others) for kind, found in tokens.items()}
+    first = {kind: found[: cuts[kind]] for kind, found in tokens.items()}
+    second = {kind: found[cuts[kind] :] for kind, found in tokens.items()}
+
+    def drawn(part: Mapping[str, Sequence[int]], wanted: Windows) -> Sample:
+        return sample(part, corpus.share, wanted)
+
+    return Calibration(
+        fitting=drawn(first, effort.fitting), measuring=drawn(first, effort.measuring),
+        trying=drawn(first, effort.trying), scoring=drawn(second, effort.scoring),
+        judging=drawn(second, effort.judging))
+
+
+def tokens_by_kind(corpus: Corpus, tokenizer: Path) -> dict[str, list[int]]:
+    """Return the token ids of each kind, conversations as the model's chat template has them."""
     with GgufModel(tokenizer, vocab_only=True) as model:
-        tokens = model.tokenize(text)
-    fitting, scoring, judging = effort.fitting, effort.scoring, effort.judging
-    needed, fitted = (max(count * length for count, length in part)
-                      for part in ((scoring, judging), (fitting,)))
-    cut = max(len(tokens) * fitted // (fitted + needed), fitted)
-    return Calibration(windows(tokens[:cut], fitting), windows(tokens[cut:], scoring),
-                       windows(tokens[cut:], judging))
-
-
-def windows(tokens: Sequence[int], wanted: Windows) -> Tensor:
-    """Cut windows out of tokens, `(count, n_tokens)`: evenly spread, none overlap another. Pure.
-
-    Raises:
-        InputError: There are too few tokens.
-    """
-    count, length = wanted
-    if len(tokens) < count * length:
-        raise InputError("the calibration text is too short", got=f"{len(tokens)} tokens",
-                         remedy=f"{count * length} are needed; a lower --effort needs fewer")
-    stride = (len(tokens) - length) // max(count - 1, 1)
-    return torch.tensor([tokens[i * stride : i * stride + length] for i in range(count)])
+        return {kind: tokens_of(model, passages) for kind, passages in corpus.kinds.items()}

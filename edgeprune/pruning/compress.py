@@ -28,18 +28,20 @@ from edgeprune.model.cuts import Cuts, Kept, kept_layers
 from edgeprune.model.tensors import EMBEDDING, FINAL_NORM, PROJECTION
 from edgeprune.pruning import forward
 from edgeprune.pruning.forward import BEFORE, Layers
-from edgeprune.pruning.repair import HELD_OUT, NormalEquations, fit
+from edgeprune.pruning.repair import FOLDS, NormalEquations, fit
+from edgeprune.pruning.sample import Sample
 from edgeprune.pruning.surgery import slice_layer, stored
 
 Notify = Callable[[str], None]
 KEPT_BYTES = 2**29  # an FFN's channels are kept up to this, else computed twice
+FOLDS_BYTES = 2**31  # for the sums of all folds; with more inputs there are fewer folds
 _OUT, _DOWN = "self_attn.o_proj", "mlp.down_proj"
 _ROWS = 8192  # of an embedding or an output head in float32 at a time
 
 
 @torch.inference_mode()
 def repaired_layers(
-    checkpoint: Checkpoint, cuts: Cuts, kept: Mapping[int, Kept], tokens: Tensor,
+    checkpoint: Checkpoint, cuts: Cuts, kept: Mapping[int, Kept], text: Sample,
     notify: Notify = lambda _: None, basis: Tensor | None = None,
 ) -> Layers:
     """Yield the layers that stay, cut and repaired, by their original numbers.
@@ -50,12 +52,12 @@ def repaired_layers(
         checkpoint: The unpruned model.
         cuts: What is removed.
         kept: What each layer keeps; layers that are not named keep all.
-        tokens: Calibration token ids, `(b, t)`; one window in `HELD_OUT` decides on the damping.
+        text: Calibration text; kinds that are left out decide on the damping.
         notify: Told how far it is.
         basis: Orthonormal directions of the hidden states that stay, `(hidden_size, k)`. The
             embedding is yielded before all layers then, norm and head after them.
     """
-    streams = _Streams(checkpoint, tokens, basis)
+    streams = _Streams(checkpoint, text, basis)
     count = checkpoint.shape.num_hidden_layers
     stays = kept_layers(checkpoint.shape, cuts)
     if basis is not None:
@@ -82,7 +84,8 @@ class _Streams:
     The pruned one's are in the basis, when there is one: `(b, t, k)`.
     """
 
-    def __init__(self, checkpoint: Checkpoint, tokens: Tensor, basis: Tensor | None) -> None:
+    def __init__(self, checkpoint: Checkpoint, text: Sample, basis: Tensor | None) -> None:
+        tokens, self._folds = text.tokens, text.folds
         self._checkpoint, self._shape = checkpoint, checkpoint.shape
         self._device, self._dtype = forward.compute_device(), forward.quick_dtype(checkpoint)
         self._rope = forward.rope_tables(self._shape, tokens.shape[1], self._device)
@@ -146,7 +149,7 @@ class _Streams:
             raise ValueError("without a basis nothing is read in another way")
         # y has fewer elements, and less energy: the norm scales it differently
         energy = self._y.square().mean() / self._x.square().mean()
-        equations = _Equations(basis * energy.sqrt())
+        equations = _Equations(basis * energy.sqrt(), self._folds)
         for x, y in zip(self._windows(self._x), self._windows(self._y), strict=True):
             equations.add(forward.unit_rms(y, eps), forward.unit_rms(x, eps), None)
         return equations.solution()
@@ -155,7 +158,7 @@ class _Streams:
         """Take both streams through attention, the pruned one through an o_proj fitted anew."""
         self._read(weights, "input_layernorm.weight",
                    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"))
-        equations = _Equations(weights[f"{_OUT}.weight"])
+        equations = _Equations(weights[f"{_OUT}.weight"], self._folds)
         attended, quick = [], self.quick(weights)
         for x, y in zip(self._windows(self._x), self._windows(self._y), strict=True):
             heads = forward.attention_heads(x, whole, self._shape, self._rope)
@@ -178,7 +181,7 @@ class _Streams:
         for x in self._windows(self._x):
             x.add_(forward.project_down(forward.ffn_channels(x, whole, self._shape), whole))
         self.skip(dropped)
-        equations = _Equations(weights[f"{_DOWN}.weight"])
+        equations = _Equations(weights[f"{_DOWN}.weight"], self._folds)
         width = weights[f"{_DOWN}.weight"].shape[1]
         fit_in = 4 * self._y.shape[0] * self._y.shape[1] * width <= KEPT_BYTES
         kept, quick = list[Tensor](), self.quick(weights)
@@ -199,23 +202,21 @@ class _Streams:
 
 
 class _Equations:
-    """Normal equations of one projection, of the windows to fit and of those held out."""
+    """Normal equations of one projection, of each fold of the windows apart."""
 
-    def __init__(self, prior: Tensor) -> None:
+    def __init__(self, prior: Tensor, folds: Callable[[int], Sequence[int]]) -> None:
         n_outputs, n_inputs = prior.shape
-        self._prior, self._seen = prior, 0
-        self._fitting = NormalEquations.empty(n_inputs, n_outputs, prior)
-        self._held_out = NormalEquations.empty(n_inputs, n_outputs, prior)
+        most = min(FOLDS, max(FOLDS_BYTES // (4 * n_inputs**2), 2))
+        self._prior, self._folds = prior, iter(folds(most))
+        self._sums = [NormalEquations.empty(n_inputs, n_outputs, prior) for _ in range(most)]
 
     def add(self, inputs: Tensor, targets: Tensor, bias: Tensor | None) -> None:
-        """Take in one window, `(1, t, k)` and `(1, t, h)`."""
+        """Take in the next window, `(1, t, k)` and `(1, t, h)`."""
         targets = targets[0] if bias is None else targets[0] - bias
-        is_held_out = self._seen % HELD_OUT == HELD_OUT - 1
-        (self._held_out if is_held_out else self._fitting).add(inputs[0], targets)
-        self._seen += 1
+        self._sums[next(self._folds)].add(inputs[0], targets)
 
     def solution(self) -> Tensor:
-        return fit(self._fitting, self._held_out, self._prior)
+        return fit(self._sums, self._prior)
 
 
 def _each_row(

@@ -22,6 +22,7 @@ from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.rope import inverse_frequencies
 from edgeprune.model.shape import LlamaShape
 from edgeprune.model.tensors import EMBEDDING, FINAL_NORM, PROJECTION, layer_specs
+from edgeprune.pruning.sample import Sample
 
 Weights = Mapping[str, Tensor]  # of one layer, by name within the layer
 # Layers by original number, ascending. What is in no layer may be among them, by its full names,
@@ -212,39 +213,41 @@ class Loss(NamedTuple):
     Attributes:
         nats: Cross entropy of the next token.
         divergence: KL divergence from the unpruned model's prediction, nats.
+        worst: That divergence on the kind of text where it is largest.
     """
 
     nats: float
     divergence: float
+    worst: float
 
 
-def losses(
-    outputs: Sequence[Output], unpruned: Output, tokens: Tensor
-) -> list[Loss]:
+def losses(outputs: Sequence[Output], unpruned: Output, text: Sample) -> list[Loss]:
     """Return what several pruned models lose.
 
     Args:
         outputs: What each puts out.
         unpruned: What the unpruned model puts out.
-        tokens: Token ids, `(b, t)`.
+        text: What they were given.
     """
-    totals = [[0.0, 0.0] for _ in outputs]
-    tokens = tokens.to(unpruned.states.device)
+    tokens = text.tokens.to(unpruned.states.device)
+    found = tokens.new_zeros((len(outputs), 2, len(tokens)), dtype=torch.float64)
     some = max(_JUDGED_TOKENS // tokens.shape[1], 1)
     for first in range(0, len(tokens), some):  # the logits of all would be large
         part = slice(first, first + some)
         ids = tokens[part, 1:, None]
         reference = unpruned.logits(part).log_softmax(-1)
         p = reference.exp()
-        certainty = float((p * reference).sum())
-        for total, output in zip(totals, outputs, strict=True):
+        certainty = torch.linalg.vecdot(p, reference)
+        for totals, output in zip(found, outputs, strict=True):
             logits = output.logits(part)
-            scale = float(logits.logsumexp(-1).sum())  # log q is logits less this: one pass fewer
-            total[0] += scale - float(logits.gather(-1, ids).sum())
+            scale = logits.logsumexp(-1)  # log q is logits less this: one pass fewer
             # by rows: one float32 sum over all is off by a thousandth, 0.02 nats
-            total[1] += certainty + scale - float(torch.linalg.vecdot(p, logits).sum())
-    count = tokens.numel() - len(tokens)
-    return [Loss(nats / count, max(divergence, 0.0) / count) for nats, divergence in totals]
+            totals[0, part] = (scale - logits.gather(-1, ids)[..., 0]).double().mean(1)
+            totals[1, part] = (certainty + scale - torch.linalg.vecdot(p, logits)).double().mean(1)
+    windows = {kind: [i for i, of in enumerate(text.kinds) if of == kind] for kind in text.kinds}
+    return [Loss(float(nats.mean()), max(float(divergence.mean()), 0.0),
+                 max(0.0, *(float(divergence[mine].mean()) for mine in windows.values())))
+            for nats, divergence in found]
 
 
 def _linear(x: Tensor, weights: Weights, name: str) -> Tensor:

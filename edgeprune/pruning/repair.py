@@ -7,8 +7,8 @@ weights. Least squares with damping (ridge regression) towards the weights that 
 
 With T = W_all X_all, g -> 0 it is the compensation of OBS for whole structures (ZipLM,
 arXiv:2302.04089, eq. 4; SlimGPT, arXiv:2412.18110). The damping g is a share of the mean of the
-diagonal of X X^T; of several shares that one is taken which does best on windows held out, among
-them the weights as they are: on held-out text no repair is worse than none.
+diagonal of X X^T; of several shares that one is taken which does best on kinds of text that were
+left out, among them the weights as they are: on other kinds no repair is worse than none.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 DAMPINGS = (0.03, 0.3, 3.0, 30.0)  # the less text, the larger the best
-HELD_OUT = 8  # one window in so many
+FOLDS = 4
 
 
 class NormalEquations:
@@ -50,6 +50,11 @@ class NormalEquations:
         """Return the sums over the tokens of both."""
         return NormalEquations(self.gram + other.gram, self.cross + other.cross,
                                self.power + other.power)
+
+    def __sub__(self, other: NormalEquations) -> NormalEquations:
+        """Return the sums without those of a part."""
+        return NormalEquations(self.gram - other.gram, self.cross - other.cross,
+                               self.power - other.power)
 
     def error(self, weight: Tensor) -> float:
         """Return ||W X - T||^2 of some weights `(h, k)`."""
@@ -82,18 +87,28 @@ class NormalEquations:
 
 
 def fit(
-    fitting: NormalEquations, held_out: NormalEquations, prior: Tensor,
-    dampings: Sequence[float] = DAMPINGS,
+    folds: Sequence[NormalEquations], prior: Tensor, dampings: Sequence[float] = DAMPINGS,
 ) -> Tensor:
-    """Return the weights of the damping that does best on the windows held out.
+    """Return the weights of the damping that does best on what is left out.
 
-    They are fitted to all windows then. Where no damping does better there than `prior`, that is
-    returned.
+    Each fold is left out in turn, and weights are fitted to the others; a damping is as good as in
+    the fold where it does worst, as a share of the error of `prior`. The weights of the best one
+    are fitted to all then. Where every damping does worse than `prior` in some fold, `prior` stays.
+
+    Args:
+        folds: Sums of each fold; those that hold nothing are left away.
+        prior: Weights as they are, `(h, k)`.
+        dampings: Shares of the mean of the gram matrix's diagonal.
     """
-    fitting, held_out = fitting.beyond(prior), held_out.beyond(prior)
-    best, error = None, held_out.power
-    for damping in dampings:
-        found = held_out.error(fitting.change(damping))
-        if found < error:
-            best, error = damping, found
-    return prior if best is None else prior + (fitting + held_out).change(best)
+    folds = [fold.beyond(prior) for fold in folds if fold.power > 0]
+    if len(folds) < 2:
+        return prior
+    whole = sum(folds[1:], folds[0])
+    worst = dict.fromkeys(dampings, 0.0)
+    for fold in folds:
+        rest = whole - fold
+        for damping in dampings:
+            share = fold.error(rest.change(damping)) / fold.power if fold.power > 0 else 1.0
+            worst[damping] = max(worst[damping], share)
+    best = min(dampings, key=lambda damping: worst[damping])
+    return prior if worst[best] >= 1 else prior + whole.change(best)

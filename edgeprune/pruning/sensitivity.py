@@ -21,6 +21,7 @@ from edgeprune.model.cuts import Cuts
 from edgeprune.pruning import forward
 from edgeprune.pruning.forward import Loss, Output
 from edgeprune.pruning.narrowing import Narrowing
+from edgeprune.pruning.sample import Sample
 from edgeprune.records import Known, digest
 
 LAYER_CACHE_BYTES = 2 * 1024**3
@@ -43,7 +44,7 @@ class Losses:
         if name not in self._known:
             return None
         value = self._known[name]
-        return Loss(value["nats"], value["divergence"])
+        return Loss(value["nats"], value["divergence"], value["worst"])
 
     def add(self, cuts: Cuts, loss: Loss) -> None:
         """Keep a loss, in memory and on disk."""
@@ -57,7 +58,7 @@ class LossScorer:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        tokens: Tensor,
+        text: Sample,
         narrowing: Narrowing,
         known: Losses,
         notify: Notify = lambda _: None,
@@ -66,15 +67,16 @@ class LossScorer:
 
         Args:
             checkpoint: The unpruned model.
-            tokens: Calibration token ids, `(b, t)`.
+            text: Calibration text.
             narrowing: Narrows a layer.
             known: Where known losses are kept.
             notify: Told how far a sweep is.
         """
-        self._checkpoint, self._tokens, self._narrowing = checkpoint, tokens, narrowing
+        self._checkpoint, self._text, self._narrowing = checkpoint, text, narrowing
         self._known, self._notify = known, notify
         self._layers = LayerCache(checkpoint)
-        self._rope = forward.rope_tables(checkpoint.shape, tokens.shape[1], self._layers.device)
+        self._rope = forward.rope_tables(checkpoint.shape, text.tokens.shape[1],
+                                         self._layers.device)
         self._unpruned: Output | None = None
 
     def __call__(self, candidates: Sequence[Cuts]) -> list[Loss]:
@@ -92,11 +94,11 @@ class LossScorer:
         outputs = self._outputs([*candidates, *([] if self._unpruned is not None else [Cuts()])])
         if self._unpruned is None:
             self._unpruned = outputs[-1]
-        return forward.losses(outputs[: len(candidates)], self._unpruned, self._tokens)
+        return forward.losses(outputs[: len(candidates)], self._unpruned, self._text)
 
     def _outputs(self, candidates: Sequence[Cuts]) -> list[Output]:
         count = self._checkpoint.shape.num_hidden_layers
-        embedded = forward.embed(self._checkpoint, self._tokens).to(self._layers.device)
+        embedded = forward.embed(self._checkpoint, self._text.tokens).to(self._layers.device)
         hidden = [self._narrowing.hidden(cuts) for cuts in candidates]
         # stream number by candidate, and each stream's hidden states
         starts = {kept: n for n, kept in enumerate(dict.fromkeys(hidden))}

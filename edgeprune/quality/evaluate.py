@@ -19,7 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeprune.errors import InputError
+from edgeprune.model.passages import tokens_of
 from edgeprune.quality.windows import (
+    EACH,
     STANDARD,
     Prediction,
     Predictor,
@@ -73,6 +75,28 @@ class Step(Record):
     def ratio(self) -> float:
         """By what perplexity was multiplied."""
         return self.after / self.before
+
+
+class Kinds(Record):
+    """What an artifact loses of the unpruned one on each kind of text.
+
+    Attributes:
+        kinds: By the kind's name.
+        reading: How each was read.
+    """
+
+    kinds: dict[str, Step]
+    reading: Reading
+
+    @property
+    def worst(self) -> str:
+        """The kind whose perplexity grows most."""
+        return max(self.kinds, key=lambda kind: self.kinds[kind].ratio)
+
+    @property
+    def kl(self) -> float:
+        """The largest mean divergence of a kind, nats per token."""
+        return max(step.divergence.kl_mean for step in self.kinds.values())
 
 
 class Evaluation(Record):
@@ -158,36 +182,66 @@ def evaluate(
         InputError: A runtime refuses a file, the text is too short, or the models have different
             vocabularies.
     """
-    text = text or evaluation_text()
+    (found,) = evaluate_each(artifact, [text or evaluation_text()], original=original,
+                             pruned=pruned, reading=reading, threads=threads, notify=notify)
+    return found
+
+
+def evaluate_each(
+    artifact: Path, texts: Sequence[Text], *, original: Path | None = None,
+    pruned: Path | None = None, reading: Reading = STANDARD, threads: int | None = None,
+    notify: Callable[[str], None] = lambda _: None,
+) -> list[Evaluation]:
+    """Judge an artifact on each of several texts; as `evaluate`."""
     paths = [path for path in (original, pruned, artifact) if path is not None]
-    nats = [0.0 for _ in paths]
-    pairs = {(a, b): _Pair() for b in range(len(paths)) for a in range(b)}
-    count = n_windows = 0
     with ExitStack() as stack:
         models = [stack.enter_context(opened(path, threads, reading.context)) for path in paths]
         _check_vocabularies(models, paths)
-        for window in _windows(models[-1], text, reading, f"judging {artifact.name}", notify):
-            n_windows += 1
-            for found in zip(*(predictions(model, window, reading.scored) for model in models),
-                             strict=True):
-                for i, prediction in enumerate(found):
-                    nats[i] += prediction.nats
-                for (a, b), pair in pairs.items():
-                    pair.add(found[a], found[b])
-                count += len(found[0].following)
+        return [_evaluated(artifact.name, models, text, reading, notify,
+                           parts=original is not None and pruned is not None)
+                for text in texts]
+
+
+def _evaluated(
+    name: str, models: Sequence[Predictor], text: Text, reading: Reading,
+    notify: Callable[[str], None], *, parts: bool,
+) -> Evaluation:
+    """Hold the last of the models against those before it."""
+    nats = [0.0 for _ in models]
+    pairs = {(a, b): _Pair() for b in range(len(models)) for a in range(b)}
+    count = n_windows = 0
+    for window in _windows(models[-1], text, reading, f"judging {name}", notify):
+        n_windows += 1
+        for found in zip(*(predictions(model, window, reading.scored) for model in models),
+                         strict=True):
+            for i, prediction in enumerate(found):
+                nats[i] += prediction.nats
+            for (a, b), pair in pairs.items():
+                pair.add(found[a], found[b])
+            count += len(found[0].following)
     perplexities = [math.exp(total / count) for total in nats]
 
     def step(a: int, b: int) -> Step:
         return Step(before=perplexities[a], after=perplexities[b],
                     divergence=pairs[a, b].divergence())
 
-    last, whole = len(paths) - 1, original is not None
-    parts = whole and pruned is not None
+    last = len(models) - 1
     return Evaluation(
-        artifact=artifact.name, text=text.name, reading=reading, n_windows=n_windows,
+        artifact=name, text=text.name, reading=reading, n_windows=n_windows,
         quality=Quality(perplexity=perplexities[-1], n_tokens=count),
-        total=step(0, last) if whole else None, pruning=step(0, 1) if parts else None,
+        total=step(0, last) if last else None, pruning=step(0, 1) if parts else None,
         quantization=step(1, 2) if parts else None)
+
+
+def judge_kinds(
+    artifact: Path, original: Path, texts: Sequence[Text], *, reading: Reading = EACH,
+    threads: int | None = None, notify: Callable[[str], None] = lambda _: None,
+) -> Kinds:
+    """Return what an artifact loses of another on each of several kinds of text; as `evaluate`."""
+    found = evaluate_each(artifact, texts, original=original, reading=reading, threads=threads,
+                          notify=notify)
+    return Kinds(kinds={one.text: one.total for one in found if one.total is not None},
+                 reading=reading)
 
 
 class _Pair:
@@ -226,10 +280,9 @@ def _windows(
     model: Predictor, text: Text, reading: Reading, doing: str, notify: Callable[[str], None]
 ) -> Iterator[list[int]]:
     """Yield the windows of a text, telling which is being looked at."""
-    tokens = model.tokenize(text.content)
-    found = windows_of(tokens, reading)
+    found = windows_of(tokens_of(model, text.passages), reading)
     for i, window in enumerate(found):
-        notify(f"{doing}: window {i + 1} of {len(found)}")
+        notify(f"{doing} on {text.name}: window {i + 1} of {len(found)}")
         yield window
 
 

@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from pydantic import Field
 
 from edgeprune.data import text_of
+from edgeprune.data.kinds import Message
 from edgeprune.device.interval import Interval
 from edgeprune.errors import InputError
 from edgeprune.quality.reply import reply
@@ -234,7 +235,7 @@ def replies(
         with opened(artifact, context=_CONTEXT) as model:
             for i, (key, prompt) in enumerate(missing):
                 notify(f"{artifact.name} replies to prompt {i + 1} of {len(missing)}")
-                tokens = model.chat(prompt)[-(_CONTEXT - how.n_new):]
+                tokens = model.chat([Message("user", prompt)])[-(_CONTEXT - how.n_new):]
                 known.add(key, reply(model, tokens, how.n_new, temperature=how.temperature,
                                      seed=how.seed + i))
     return [known[key] for key in keys]

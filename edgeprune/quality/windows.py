@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from edgeprune.data import shipped_text
+from edgeprune.data.kinds import Message, Passage, shipped_kinds, users_kind
 from edgeprune.errors import InputError
 from edgeprune.model.gguf import GgufModel
 from edgeprune.records import Record
@@ -41,11 +42,13 @@ class Reading(Record):
         context: Tokens of a window.
         stride: Tokens from the beginning of a window to that of the next.
         windows: So many from the text's beginning; None reads all of it.
+        fewest: So many there must be; `windows` when None.
     """
 
     context: int = Field(default=512, ge=2)
     stride: int = Field(default=512, ge=1)
     windows: int | None = Field(default=8, ge=1)
+    fewest: int | None = Field(default=None, ge=1)
 
     @property
     def scored(self) -> int:
@@ -61,16 +64,35 @@ class Reading(Record):
 STANDARD = Reading()
 
 
+EACH = Reading(windows=4, fewest=1)  # of each kind of text
+
+
 class Text(NamedTuple):
-    """A text and what it is called."""
+    """Passages and what they are called."""
 
     name: str
-    content: str
+    passages: tuple[Passage, ...]
 
 
 def evaluation_text() -> Text:
-    """Return the shipped text that quality is measured on."""
-    return Text("the shipped evaluation text", shipped_text("evaluation"))
+    """Return the shipped excerpt of WikiText-2."""
+    return Text("the shipped evaluation text", (shipped_text("evaluation"),))
+
+
+def evaluation_kinds(own: Path | None = None) -> tuple[Text, ...]:
+    """Return the kinds of text that quality is measured on, and the user's.
+
+    Args:
+        own: A file or a directory (`edgeprune.data.kinds.users_kind`), if there is one.
+
+    Raises:
+        InputError: That cannot be read.
+    """
+    users = {} if own is None else users_kind(own, "evaluation text")
+    shipped = shipped_kinds("evaluation")
+    return tuple(Text(name, passages) for name, passages in (
+        *((f"your {name}" if name in shipped else name, found) for name, found in users.items()),
+        *shipped.items()))
 
 
 class Predictor(Protocol):
@@ -91,8 +113,8 @@ class Predictor(Protocol):
         """Tell whether a reply ends with a token."""
         ...
 
-    def chat(self, message: str) -> list[int]:
-        """Return the tokens of a user's message, after which a reply comes."""
+    def chat(self, talk: Sequence[Message]) -> list[int]:
+        """Return the tokens of a conversation; after a user's message a reply comes."""
         ...
 
     def tokenize(
@@ -181,8 +203,9 @@ def windows_of(tokens: Sequence[int], reading: Reading) -> list[list[int]]:
         InputError: There are too few tokens.
     """
     starts = range(0, len(tokens) - reading.context + 1, reading.stride)[: reading.windows]
-    if len(starts) < (reading.windows or 1):
-        wanted = reading.context + ((reading.windows or 1) - 1) * reading.stride
+    fewest = reading.fewest or reading.windows or 1
+    if len(starts) < fewest:
+        wanted = reading.context + (fewest - 1) * reading.stride
         raise InputError(f"the text must be at least {wanted} tokens", got=len(tokens),
                          remedy="give more text or fewer windows; is the model's tokenizer whole?")
     return [list(tokens[start : start + reading.context]) for start in starts]

@@ -12,6 +12,7 @@ from edgeprune.device.probe import DeviceFacts
 from edgeprune.judging import Judgement
 from edgeprune.planning.budget import Budget
 from edgeprune.planning.greedy import Plan
+from edgeprune.quality.evaluate import Kinds
 from edgeprune.quality.judge import Judged
 from edgeprune.records import Record, Verdict
 from edgeprune.recovery.recipe import Recovered
@@ -66,6 +67,7 @@ class Outcome(Record):
         system_info: The runtime's own line on the kernels that it used.
         recovery: What training brought back; None when there was none.
         judged: What an LLM judge holds of the artifact; None when none was asked.
+        kinds: What the artifact loses on each kind of text; None in files of versions before 0.9.
         before: The unpruned model.
         after: The artifact.
         device_path: Where the artifact lies on the target; None on `local`.
@@ -89,6 +91,7 @@ class Outcome(Record):
     plan: Plan
     recovery: Recovery | None = None
     judged: Judged | None = None
+    kinds: Kinds | None = None
     before: Figures
     after: Figures
     directory: Path

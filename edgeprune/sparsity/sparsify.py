@@ -20,12 +20,12 @@ from torch import Tensor
 
 from edgeprune.errors import InputError, UsageError
 from edgeprune.model.checkpoint import Checkpoint, write_checkpoint
-from edgeprune.model.gguf import GgufModel
 from edgeprune.model.shape import LlamaShape, config_of_shape
 from edgeprune.model.source import CONFIG
 from edgeprune.model.tensors import tensor_specs
 from edgeprune.pruning import forward
-from edgeprune.pruning.calibration import Windows, calibration_text, windows
+from edgeprune.pruning.calibration import Corpus, calibration_corpus, tokens_by_kind
+from edgeprune.pruning.sample import Windows, sample
 from edgeprune.sparsity.masks import magnitude, wanda
 from edgeprune.sparsity.recipe import Method, Recipe, check_rows
 from edgeprune.sparsity.sparsegpt import Curvature, curvature, sparsegpt
@@ -46,7 +46,7 @@ def calibration_of(recipe: Recipe, tokenizer: Path | None, file: Path | None) ->
     Args:
         recipe: Magnitude needs none.
         tokenizer: `tokenizer.gguf`, or None for a model without one.
-        file: A text; the shipped one when None.
+        file: The user's text, beside those that come with edgeprune.
 
     Raises:
         InputError: There is no tokenizer, the file cannot be read, or the text is too short.
@@ -56,21 +56,16 @@ def calibration_of(recipe: Recipe, tokenizer: Path | None, file: Path | None) ->
     if tokenizer is None:
         raise InputError(f"{recipe.method} needs the model's tokenizer, and it has none",
                          remedy="put tokenizer.json beside the weights, or take magnitude")
-    return calibration_windows(calibration_text(file), tokenizer)
+    return calibration_windows(calibration_corpus(file), tokenizer)
 
 
-def calibration_windows(text: str, tokenizer: Path) -> Tensor:
+def calibration_windows(corpus: Corpus, tokenizer: Path) -> Tensor:
     """Return the windows of `CALIBRATION`, token ids, spread evenly over the text, `(b, t)`.
 
     Raises:
         InputError: The text is too short.
     """
-    with GgufModel(tokenizer, vocab_only=True) as model:
-        tokens = model.tokenize(text)
-    if len(tokens) < (needed := CALIBRATION.n_windows * CALIBRATION.n_tokens):
-        raise InputError("the calibration text is too short", got=f"{len(tokens)} tokens",
-                         remedy=f"at least {needed} tokens are needed")
-    return windows(tokens, CALIBRATION)
+    return sample(tokens_by_kind(corpus, tokenizer), corpus.share, CALIBRATION).tokens
 
 
 def check_destination(directory: Path, model: Path, *, force: bool) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from importlib.resources import files
+from pathlib import Path
 from typing import Literal, get_args
 
 import pytest
 
 from edgeprune.data import shipped_text
-from edgeprune.data.kinds import Passage, shipped_kinds, shipped_prompts
+from edgeprune.data.kinds import Message, Passage, shipped_kinds, shipped_prompts, users_kind
+from edgeprune.errors import InputError
 
 Part = Literal["calibration", "evaluation"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -48,6 +50,32 @@ def test_nothing_that_is_judged_on_is_calibrated_on() -> None:
     assert len(judged) > 20_000
     assert not seen & judged
     assert not _runs(shipped_text("calibration") + shipped_text("training"), 14) & judged
+
+
+def test_a_directory_is_one_kind_of_all_that_is_text_in_it(tmp_path: Path) -> None:
+    directory = tmp_path / "mine"
+    (directory / "deeper").mkdir(parents=True)
+    (directory / "a.md").write_text("some text")
+    (directory / "deeper/b.jsonl").write_text(
+        '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", '
+        '"content": "Yes"}]}')
+    (directory / "c.json").write_text(
+        '{"prompt": [{"role": "user", "content": "Hi"}], "completion": "Yes"}\n'
+        '{"prompt": "2 + 2 =", "completion": " 4"}')
+    (directory / "image.png").write_bytes(b"\x89PNG\xff\xfe")
+    (directory / ".hidden").write_text("not this")
+    talk = (Message("user", "Hi"), Message("assistant", "Yes"))
+    assert users_kind(directory, "text") == {"mine": ("some text", talk, "2 + 2 = 4", talk)}
+    assert users_kind(directory / "a.md", "text") == {"a.md": ("some text",)}
+
+
+@pytest.mark.parametrize("content", ["", b"\xff\xfe"])
+def test_what_holds_no_text_is_refused(tmp_path: Path, content: str | bytes) -> None:
+    file = tmp_path / "a.txt"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    for path in (file, tmp_path, tmp_path / "nothing"):
+        with pytest.raises(InputError, match=r"my text.*UTF-8"):
+            users_kind(path, "my text")
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -13,12 +13,14 @@ from edgeprune.model.cuts import Cuts
 from edgeprune.pruning import forward
 from edgeprune.pruning.components import principal_components
 from edgeprune.pruning.compress import repaired_layers
+from edgeprune.pruning.sample import Sample
 from edgeprune.pruning.statistics import measure_statistics, read_hidden_moments
 from edgeprune.pruning.surgery import write_pruned
 from tests.tiny import hf_logits, make_tiny, within_a_subspace
 
 RANK = 48  # of hidden states of 64 elements
 TOKENS = torch.randint(0, 128, (16, 32), generator=torch.Generator().manual_seed(1))
+TEXT = Sample.of_one_kind(TOKENS)
 
 
 def _basis(checkpoint: Checkpoint, scratch: Path) -> Tensor:
@@ -39,7 +41,7 @@ def test_the_basis_is_orthogonal_and_its_first_directions_hold_the_most() -> Non
 
 def test_with_all_components_a_model_computes_the_same(tiny: Path, tmp_path: Path) -> None:
     checkpoint = Checkpoint(tiny)
-    layers = repaired_layers(checkpoint, Cuts(), {}, TOKENS, basis=_basis(checkpoint, tmp_path))
+    layers = repaired_layers(checkpoint, Cuts(), {}, TEXT, basis=_basis(checkpoint, tmp_path))
     output = forward.output_of(checkpoint, layers, TOKENS[:1])
     found = output.head.logits(output.states[0])
     assert not torch.equal(output.head.projection, forward.output_head(checkpoint).projection)
@@ -51,7 +53,7 @@ def test_directions_that_nothing_is_written_to_go_without_loss(kind: str, tmp_pa
     model = within_a_subspace(make_tiny(tmp_path / "model", kind), RANK)
     checkpoint, cuts = Checkpoint(model), Cuts(components=64 - RANK)
     basis = _basis(checkpoint, tmp_path / "statistics")[:, :RANK]
-    layers = repaired_layers(checkpoint, cuts, {}, TOKENS, basis=basis)
+    layers = repaired_layers(checkpoint, cuts, {}, TEXT, basis=basis)
     shape = write_pruned(checkpoint, cuts, layers, tmp_path / "out")
     assert (shape.hidden_size, shape.tie_word_embeddings) == (RANK, False)
     tokens = [3, 14, 15, 92, 65, 35]

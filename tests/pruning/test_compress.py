@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor
 
-from edgeprune.data import shipped_text
+from edgeprune.data.kinds import shipped_kinds
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import Cuts, Kept, kept_in_layer, kept_layers
-from edgeprune.model.gguf import GgufModel
 from edgeprune.pruning import forward
-from edgeprune.pruning.calibration import Windows, windows
+from edgeprune.pruning.calibration import Corpus, calibration_corpus, tokens_by_kind
 from edgeprune.pruning.compress import repaired_layers
 from edgeprune.pruning.forward import Layers
 from edgeprune.pruning.importance import Criterion, Method, layer_importance
+from edgeprune.pruning.sample import Sample, Windows, sample, windows
 from edgeprune.pruning.statistics import measure_statistics, read_statistics
 from edgeprune.pruning.surgery import cut_layers
 
@@ -45,12 +44,13 @@ def _losses(
     checkpoint: Checkpoint, models: Iterable[Layers], tokens: Tensor, unpruned: forward.Output
 ) -> list[forward.Loss]:
     return forward.losses([forward.output_of(checkpoint, layers, tokens) for layers in models],
-                          unpruned, tokens)
+                          unpruned, Sample.of_one_kind(tokens))
 
 
 def test_with_nothing_cut_the_weights_stay_as_they_are(tiny: Path) -> None:
     checkpoint = Checkpoint(tiny)
-    for layer, weights in repaired_layers(checkpoint, Cuts(), {}, _tokens(1, 16, 24)):
+    for layer, weights in repaired_layers(
+            checkpoint, Cuts(), {}, Sample.of_one_kind(_tokens(1, 16, 24))):
         for name, weight in forward.load_layer(checkpoint, layer).items():
             torch.testing.assert_close(weights[name], weight, rtol=1e-4, atol=1e-4)
 
@@ -68,7 +68,8 @@ def test_what_others_repeat_is_made_up_for(tiny: Path) -> None:
     kept = {i: Kept(kv_heads=tuple(range(shape.num_key_value_heads)), query_heads=heads,
                     ffn_channels=tuple(c for c in range(shape.intermediate_size) if c != 7))
             for i in layers}
-    models = repaired_layers(twin, cuts, kept, _tokens(1, 16, 24)), cut_layers(twin, cuts, kept)
+    text = Sample.of_one_kind(_tokens(1, 16, 24))
+    models = repaired_layers(twin, cuts, kept, text), cut_layers(twin, cuts, kept)
     tokens = _tokens(2, 4, 24)
     ours, theirs = _losses(twin, models, tokens, _unpruned(twin, tokens))
     assert ours.divergence < 0.05 * theirs.divergence
@@ -89,24 +90,27 @@ class _Edited(Checkpoint):
 
 
 @pytest.fixture(scope="module")
-def statistics(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def fitting(smollm2: Path) -> Sample:
+    """Give windows of every calibration kind."""
+    corpus = calibration_corpus()
+    return sample(tokens_by_kind(corpus, smollm2 / "tokenizer.gguf"), corpus.share,
+                  Windows(26, 256))
+
+
+@pytest.fixture(scope="module")
+def statistics(smollm2: Path, fitting: Sample, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give what SmolLM2's structures do on text."""
     directory = tmp_path_factory.mktemp("statistics")
-    measure_statistics(Checkpoint(smollm2), _text(smollm2, "calibration", 8), directory)
+    measure_statistics(Checkpoint(smollm2), fitting.tokens[::2], directory)
     return directory
 
 
 @pytest.fixture(scope="module")
-def held_out(smollm2: Path) -> tuple[Tensor, forward.Output]:
-    """Give text that nothing is fitted to, and what the unpruned SmolLM2 makes of it."""
-    tokens = _text(smollm2, "evaluation", 4)
-    return tokens, _unpruned(Checkpoint(smollm2), tokens)
-
-
-def _text(model: Path, name: Literal["calibration", "evaluation"], n: int) -> Tensor:
-    """Return windows of a shipped text, `(n, 256)`."""
-    with GgufModel(model / "tokenizer.gguf", vocab_only=True) as tokenizer:
-        return windows(tokenizer.tokenize(shipped_text(name)), Windows(n, 256))
+def held_out(smollm2: Path) -> dict[str, tuple[Tensor, forward.Output]]:
+    """Give kinds of text that nothing is fitted to, and what the unpruned SmolLM2 makes of them."""
+    tokens = tokens_by_kind(Corpus(shipped_kinds("evaluation")), smollm2 / "tokenizer.gguf")
+    found = {kind: windows(ids, Windows(4, 256)) for kind, ids in tokens.items()}
+    return {kind: (ids, _unpruned(Checkpoint(smollm2), ids)) for kind, ids in found.items()}
 
 
 @pytest.mark.smollm2
@@ -114,14 +118,16 @@ def _text(model: Path, name: Literal["calibration", "evaluation"], n: int) -> Te
     Cuts(ffn_channels=768), Cuts(layers=(12, 13, 20)), Cuts(kv_groups=1),
     Cuts(layers=(18,), ffn_channels=512, query_heads=1),
 ])
-def test_repair_is_better_than_none_on_held_out_text(
-    smollm2: Path, statistics: Path, held_out: tuple[Tensor, forward.Output], cuts: Cuts
+def test_on_every_kind_of_text_repair_is_better_than_none(
+    smollm2: Path, statistics: Path, fitting: Sample,
+    held_out: dict[str, tuple[Tensor, forward.Output]], cuts: Cuts,
 ) -> None:
-    checkpoint, fitting = Checkpoint(smollm2), _text(smollm2, "calibration", 8)
+    checkpoint = Checkpoint(smollm2)
     kept = (_kept(checkpoint, cuts, statistics, Method.ENERGY) if cuts.narrows_layers else {})
-    models = (repaired_layers(checkpoint, cuts, kept, fitting),
-              cut_layers(checkpoint, cuts, kept))
-    ours, theirs = _losses(checkpoint, models, *held_out)
-    print(f"{cuts}: repaired {ours}, bare {theirs}")
-    assert ours.nats < theirs.nats
-    assert ours.divergence < theirs.divergence
+    repaired = list(repaired_layers(checkpoint, cuts, kept, fitting))
+    bare = list(cut_layers(checkpoint, cuts, kept))
+    for kind, (tokens, unpruned) in held_out.items():
+        ours, theirs = _losses(checkpoint, (repaired, bare), tokens, unpruned)
+        print(f"{cuts}, {kind}: repaired {ours.nats:.3f}, bare {theirs.nats:.3f}")
+        assert ours.nats < theirs.nats, kind
+        assert ours.divergence < theirs.divergence, kind

@@ -11,6 +11,7 @@ from transformers import LlamaForCausalLM
 
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.pruning import forward
+from edgeprune.pruning.sample import Sample
 from tests.tiny import make_tiny
 
 TOKENS = torch.tensor([[5, 9, 2, 7, 7, 1], [3, 3, 8, 100, 64, 2]])
@@ -30,7 +31,7 @@ def _compare(directory: Path) -> None:
         cut = x + torch.linspace(-1, 1, x.shape[-1])
         end, after_cut = (forward.Output(states, forward.output_head(checkpoint))
                           for states in (x, cut))
-        (same, other) = forward.losses([end, after_cut], end, TOKENS)
+        (same, other) = forward.losses([end, after_cut], end, Sample.of_one_kind(TOKENS))
         norm, head = model.model.norm, model.lm_head
         changed = head(norm(cut))
     for loss, logits in ((same, theirs.logits), (other, changed)):
@@ -67,7 +68,7 @@ def test_quick_products_lose_next_to_nothing(smollm2: Path) -> None:
         assert x.dtype == torch.float32
         ends.append(forward.Output(x, forward.output_head(checkpoint)))
     with torch.inference_mode():
-        (loss,) = forward.losses(ends[1:], ends[0], TOKENS)
+        (loss,) = forward.losses(ends[1:], ends[0], Sample.of_one_kind(TOKENS))
     assert 0 < loss.divergence < 0.01  # a layer of 30 less is 0.06 at least
 
 
@@ -78,8 +79,26 @@ def test_divergences_of_large_vocabularies_are_exact() -> None:
     unpruned = forward.Output(states, head)
     pruned = forward.Output(states + 0.3 * torch.randn(states.shape, generator=generator), head)
     with torch.inference_mode():
-        same, other = forward.losses([unpruned, pruned], unpruned, tokens)
+        same, other = forward.losses([unpruned, pruned], unpruned,
+                                     Sample.of_one_kind(tokens))
         p, q = (one.logits(slice(0, 4)).double().log_softmax(-1) for one in (unpruned, pruned))
     assert same.divergence < 1e-5
     # how exact float32 is depends on the CPU's instructions; one sum over all is off by 1e-3
     assert abs(other.divergence - float((p.exp() * (p - q)).sum(-1).mean())) < 3e-4
+
+
+def test_the_worst_kind_is_that_with_the_largest_mean() -> None:
+    generator = torch.Generator().manual_seed(3)
+    states, tokens = torch.randn(5, 9, 8, generator=generator), torch.zeros(5, 9).long()
+    head = forward.Head(torch.ones(8), torch.randn(32, 8, generator=generator), 1e-6)
+    unpruned = forward.Output(states, head)
+    pruned = forward.Output(states + torch.randn(states.shape, generator=generator), head)
+    text = Sample(tokens, ("a", "b", "a", "b", "c"))
+    with torch.inference_mode():
+        (loss,) = forward.losses([pruned], unpruned, text)
+        alone = [forward.losses([forward.Output(pruned.states[mine], head)],
+                                forward.Output(states[mine], head),
+                                Sample.of_one_kind(tokens[mine]))[0].divergence
+                 for mine in ([0, 2], [1, 3], [4])]
+    assert abs(loss.worst - max(alone)) < 1e-5
+    assert loss.worst > loss.divergence

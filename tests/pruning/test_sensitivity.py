@@ -21,6 +21,7 @@ from edgeprune.pruning import sensitivity
 from edgeprune.pruning.forward import Loss
 from edgeprune.pruning.importance import Criterion, Method, layer_importance
 from edgeprune.pruning.narrowing import Narrowing
+from edgeprune.pruning.sample import Sample
 from edgeprune.pruning.sensitivity import Losses, LossScorer
 from edgeprune.pruning.surgery import cut_layers, write_pruned
 
@@ -44,7 +45,8 @@ def _narrowing(checkpoint: Checkpoint) -> Narrowing:
 
 
 def _scorer(checkpoint: Checkpoint, path: Path, key: str = "key") -> LossScorer:
-    return LossScorer(checkpoint, TOKENS, _narrowing(checkpoint), Losses(path, key))
+    return LossScorer(checkpoint, Sample.of_one_kind(TOKENS), _narrowing(checkpoint),
+                      Losses(path, key))
 
 
 def _loss_of(directory: Path) -> float:
@@ -73,7 +75,7 @@ def test_known_losses_are_not_computed_again(tiny: Path, tmp_path: Path) -> None
     said: list[str] = []
 
     def again(key: str, candidates: Sequence[Cuts]) -> list[Loss]:
-        return LossScorer(checkpoint, TOKENS, _narrowing(checkpoint),
+        return LossScorer(checkpoint, Sample.of_one_kind(TOKENS), _narrowing(checkpoint),
                           Losses(tmp_path / "losses", key), said.append)(candidates)
 
     assert again("key", CANDIDATES) == expected
@@ -84,15 +86,15 @@ def test_known_losses_are_not_computed_again(tiny: Path, tmp_path: Path) -> None
 
 def test_half_a_line_left_by_a_killed_run_costs_one_loss_only(tmp_path: Path) -> None:
     losses = Losses(tmp_path / "losses", "key")
-    losses.add(Cuts(layers=(1,)), Loss(1.5, 0.1))
-    losses.add(Cuts(layers=(2,)), Loss(2.5, 0.2))
+    losses.add(Cuts(layers=(1,)), Loss(1.5, 0.1, 0.3))
+    losses.add(Cuts(layers=(2,)), Loss(2.5, 0.2, 0.4))
     text = (tmp_path / "losses").read_text()
     (tmp_path / "losses").write_text(text[: text.rindex("{") - 20])
     after = Losses(tmp_path / "losses", "key")
-    assert after.get(Cuts(layers=(1,))) == Loss(1.5, 0.1)
+    assert after.get(Cuts(layers=(1,))) == Loss(1.5, 0.1, 0.3)
     assert after.get(Cuts(layers=(2,))) is None
-    after.add(Cuts(layers=(2,)), Loss(2.5, 0.2))
-    assert Losses(tmp_path / "losses", "key").get(Cuts(layers=(2,))) == Loss(2.5, 0.2)
+    after.add(Cuts(layers=(2,)), Loss(2.5, 0.2, 0.4))
+    assert Losses(tmp_path / "losses", "key").get(Cuts(layers=(2,))) == Loss(2.5, 0.2, 0.4)
 
 
 def test_one_layer_at_a_time_gives_the_same_losses(

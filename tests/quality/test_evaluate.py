@@ -174,9 +174,9 @@ def test_both_runtimes_say_the_same(small: Path, whole: Path, tmp_path: Path) ->
 
 def test_a_text_that_is_too_short_is_refused(whole: Path) -> None:
     with pytest.raises(InputError, match="at least 4096 tokens: got 3"):
-        perplexity(whole, text=Text("t", "a b c"))
+        perplexity(whole, text=Text("t", ("a b c",)))
     reading = Reading(context=64, stride=64, windows=None)
-    found = perplexity(whole, text=Text("t", "one two three " * 60), reading=reading)
+    found = perplexity(whole, text=Text("t", ("one two three " * 60,)), reading=reading)
     assert found.n_tokens % 63 == 0
 
 

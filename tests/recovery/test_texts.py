@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from edgeprune.errors import InputError
-from edgeprune.recovery.texts import MOST_HELD_OUT, read_examples, read_lines
+from edgeprune.recovery.texts import MOST_HELD_OUT, read_examples
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]}
 
@@ -65,16 +62,6 @@ def test_lines_of_every_form_are_read(
     assert all(one == example for one in train)
 
 
-@pytest.mark.parametrize(("lines", "what"), [
-    (["{"], "line 1: not JSON"), (['{"text": 3}'], "line 1: of no known form"),
-    (['{"messages": []}'], "of no known form"), (['{"messages": [{"role": "user"}]}'], "no known"),
-    (["[1]"], "of no known form"), (["", " "], "no examples"),
-    (['{"text": "a"}', "", '{"prompt": "a", "completion": "b"}'], "line 3: of another form")])
-def test_other_lines_are_refused_with_their_number(lines: list[str], what: str) -> None:
-    with pytest.raises(InputError, match=what):
-        read_lines("\n".join(lines), Path("a.jsonl"))
-
-
 def test_too_little_is_refused(tokenizer: Any, tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", {"text": "one"})
     with pytest.raises(InputError, match="got '1 examples in"):
@@ -90,9 +77,3 @@ def test_messages_need_a_chat_template(tokenizer: Any, tmp_path: Path) -> None:
     assert not tokenizer.chat_template
     with pytest.raises(InputError, match="no chat template"):
         read_examples(write(tmp_path / "a.jsonl", CHAT, CHAT), tokenizer, 64)
-
-
-@given(st.text())
-def test_any_text_is_read_or_refused(content: str) -> None:
-    with contextlib.suppress(InputError):
-        assert read_lines(content, Path("a.jsonl"))

@@ -17,7 +17,7 @@ from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.gguf import GgufModel
 from edgeprune.model.tensors import tensor_specs
 from edgeprune.model.tokenizer import tokenizer_of
-from edgeprune.pruning.calibration import Windows, windows
+from edgeprune.pruning.sample import Windows, windows
 from edgeprune.sparsity.recipe import Method, Recipe, read_recipe, sparse_matrices
 from edgeprune.sparsity.sparsify import (
     CALIBRATION,

@@ -1,0 +1,63 @@
+"""JSON lines of text, of conversations, or of prompts with their completions.
+
+In: the content of a file. Out: one object a line, all of one form.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgeprune.errors import InputError
+
+Example = dict[str, Any]
+SUFFIXES = frozenset({".jsonl", ".json"})
+# What a line may hold, and the type of each.
+FORMS: tuple[Mapping[str, type | tuple[type, ...]], ...] = (
+    {"messages": list}, {"prompt": (str, list), "completion": (str, list)}, {"text": str})
+FORMS_TEXT = ('each line is {"text": ...}, {"messages": [{"role": ..., "content": ...}, ...]} or '
+              '{"prompt": ..., "completion": ...}')
+
+
+def read_lines(content: str, file: Path) -> list[Example]:
+    """Read JSON lines, all of one form.
+
+    Raises:
+        InputError: A line that is no JSON or of no form, or of another than the first; no line.
+    """
+    found, form = list[Example](), None
+    for number, line in enumerate(content.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{file}, line {number}: not JSON ({error})", got=line[:60],
+                             remedy=FORMS_TEXT) from error
+        mine = next((f for f in FORMS if _fits(value, f)), None)
+        if mine is None or (form is not None and mine != form):
+            raise InputError(
+                f"{file}, line {number}: " + ("of no known form" if mine is None
+                                              else "of another form than the lines before"),
+                got=line[:60], remedy=FORMS_TEXT)
+        form = mine
+        found.append({key: value[key] for key in mine})
+    if not found:
+        raise InputError("there are no examples", got=str(file), remedy=FORMS_TEXT)
+    return found
+
+
+def _fits(value: Any, form: Mapping[str, type | tuple[type, ...]]) -> bool:
+    if not isinstance(value, dict) or not all(
+        isinstance(value.get(key), kind) for key, kind in form.items()
+    ):
+        return False
+    talks = [value[key] for key in form if isinstance(value[key], list)]
+    return all(talk and all(_is_message(message) for message in talk) for talk in talks)
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(value.get(key), str) for key in ("role", "content"))
