@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edgeprune.data.kinds import Kinds, shipped_kinds, users_kind
-from edgeprune.errors import UsageError
+from edgeprune.errors import InputError, UsageError
 from edgeprune.model.gguf import GgufModel
 from edgeprune.model.passages import tokens_of
 from edgeprune.pruning.forward import Loss
@@ -164,14 +164,25 @@ def calibrate_on(corpus: Corpus, tokenizer: Path, effort: Effort) -> Calibration
     cuts = {kind: len(found) * fitted // (fitted + others) for kind, found in tokens.items()}
     first = {kind: found[: cuts[kind]] for kind, found in tokens.items()}
     second = {kind: found[cuts[kind] :] for kind, found in tokens.items()}
-
-    def drawn(part: Mapping[str, Sequence[int]], wanted: Windows) -> Sample:
-        return sample(part, corpus.share, wanted)
-
     return Calibration(
-        fitting=drawn(first, effort.fitting), measuring=drawn(first, effort.measuring),
-        trying=drawn(first, effort.trying), scoring=drawn(second, effort.scoring),
-        judging=drawn(second, effort.judging))
+        fitting=draw(corpus, first, effort.fitting),
+        measuring=draw(corpus, first, effort.measuring),
+        trying=draw(corpus, first, effort.trying), scoring=draw(corpus, second, effort.scoring),
+        judging=draw(corpus, second, effort.judging))
+
+
+def draw(corpus: Corpus, tokens: Mapping[str, Sequence[int]], wanted: Windows) -> Sample:
+    """Cut windows out of a corpus' tokens, of each kind its share.
+
+    Raises:
+        InputError: There are too few tokens, of all kinds or of the user's own.
+    """
+    found = sample(tokens, corpus.share, wanted)
+    if corpus.own is not None and wanted.n_windows and corpus.own not in found.kinds:
+        raise InputError("the calibration text is too short",
+                         got=f"{len(tokens[corpus.own])} tokens in {corpus.own}",
+                         remedy=f"at least {2 * wanted.n_tokens} tokens are needed, some pages")
+    return found
 
 
 def tokens_by_kind(corpus: Corpus, tokenizer: Path) -> dict[str, list[int]]:

@@ -50,7 +50,7 @@ def sample(
 ) -> Sample:
     """Cut windows out of the tokens of several kinds. Pure.
 
-    Each next window goes to the kind that is furthest behind its share (D'Hondt), as long as there
+    Each next window goes to the kind that is furthest behind its share, as long as there
     is text of it; within a kind windows are spread evenly, and none overlap.
 
     Raises:
@@ -64,8 +64,9 @@ def sample(
                          "--effort needs fewer")
     counts = dict.fromkeys(tokens, 0)
     for _ in range(wanted.n_windows):
+        given = sum(counts.values()) + 1
         behind = max((kind for kind in tokens if counts[kind] < room[kind]),
-                     key=lambda kind: share(kind) / (counts[kind] + 1))
+                     key=lambda kind: share(kind) * given - counts[kind])
         counts[behind] += 1
     kinds = [kind for kind, count in counts.items() if count]
     parts = [windows(tokens[kind], Windows(counts[kind], wanted.n_tokens)) for kind in kinds]

@@ -11,7 +11,7 @@ others; the KL divergence asks at each position how much of the other's predicti
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -143,8 +143,8 @@ def perplexity(
     """
     total, count = 0.0, 0
     with opened(artifact, threads, reading.context) as model:
-        for window in _windows(model, text or evaluation_text(), reading,
-                               f"perplexity of {artifact.name}", notify):
+        tokens = tokens_of(model, (text or evaluation_text()).passages)
+        for window in _told(windows_of(tokens, reading), f"perplexity of {artifact.name}", notify):
             for found in predictions(model, window, reading.scored):
                 total += found.nats
                 count += len(found.following)
@@ -197,20 +197,25 @@ def evaluate_each(
     with ExitStack() as stack:
         models = [stack.enter_context(opened(path, threads, reading.context)) for path in paths]
         _check_vocabularies(models, paths)
-        return [_evaluated(artifact.name, models, text, reading, notify,
-                           parts=original is not None and pruned is not None)
-                for text in texts]
+        found = []
+        for text in texts:
+            tokens = tokens_of(models[-1], text.passages)
+            windows = _told(windows_of(tokens, reading, text.fewest),
+                            f"judging {artifact.name} on {text.name}", notify)
+            found.append(_evaluated(artifact.name, models, text.name, reading, windows,
+                                    parts=original is not None and pruned is not None))
+        return found
 
 
 def _evaluated(
-    name: str, models: Sequence[Predictor], text: Text, reading: Reading,
-    notify: Callable[[str], None], *, parts: bool,
+    name: str, models: Sequence[Predictor], text: str, reading: Reading,
+    windows: Iterable[list[int]], *, parts: bool,
 ) -> Evaluation:
     """Hold the last of the models against those before it."""
     nats = [0.0 for _ in models]
     pairs = {(a, b): _Pair() for b in range(len(models)) for a in range(b)}
     count = n_windows = 0
-    for window in _windows(models[-1], text, reading, f"judging {name}", notify):
+    for window in windows:
         n_windows += 1
         for found in zip(*(predictions(model, window, reading.scored) for model in models),
                          strict=True):
@@ -227,7 +232,7 @@ def _evaluated(
 
     last = len(models) - 1
     return Evaluation(
-        artifact=name, text=text.name, reading=reading, n_windows=n_windows,
+        artifact=name, text=text, reading=reading, n_windows=n_windows,
         quality=Quality(perplexity=perplexities[-1], n_tokens=count),
         total=step(0, last) if last else None, pruning=step(0, 1) if parts else None,
         quantization=step(1, 2) if parts else None)
@@ -276,13 +281,12 @@ def kl_divergence(
     return np.maximum(found, 0.0)
 
 
-def _windows(
-    model: Predictor, text: Text, reading: Reading, doing: str, notify: Callable[[str], None]
+def _told(
+    windows: Sequence[list[int]], doing: str, notify: Callable[[str], None]
 ) -> Iterator[list[int]]:
     """Yield the windows of a text, telling which is being looked at."""
-    found = windows_of(tokens_of(model, text.passages), reading)
-    for i, window in enumerate(found):
-        notify(f"{doing} on {text.name}: window {i + 1} of {len(found)}")
+    for i, window in enumerate(windows):
+        notify(f"{doing}: window {i + 1} of {len(windows)}")
         yield window
 
 

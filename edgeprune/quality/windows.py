@@ -42,13 +42,11 @@ class Reading(Record):
         context: Tokens of a window.
         stride: Tokens from the beginning of a window to that of the next.
         windows: So many from the text's beginning; None reads all of it.
-        fewest: So many there must be; `windows` when None.
     """
 
     context: int = Field(default=512, ge=2)
     stride: int = Field(default=512, ge=1)
     windows: int | None = Field(default=8, ge=1)
-    fewest: int | None = Field(default=None, ge=1)
 
     @property
     def scored(self) -> int:
@@ -64,14 +62,21 @@ class Reading(Record):
 STANDARD = Reading()
 
 
-EACH = Reading(windows=4, fewest=1)  # of each kind of text
+EACH = Reading(windows=4)  # of each kind of text
 
 
 class Text(NamedTuple):
-    """Passages and what they are called."""
+    """A text.
+
+    Attributes:
+        name: What it is called.
+        passages: What it is made of.
+        fewest: So many windows there must be of it; as many as are to be read when None.
+    """
 
     name: str
     passages: tuple[Passage, ...]
+    fewest: int | None = None
 
 
 def evaluation_text() -> Text:
@@ -90,7 +95,7 @@ def evaluation_kinds(own: Path | None = None) -> tuple[Text, ...]:
     """
     users = {} if own is None else users_kind(own, "evaluation text")
     shipped = shipped_kinds("evaluation")
-    return tuple(Text(name, passages) for name, passages in (
+    return tuple(Text(name, passages, fewest=1) for name, passages in (
         *((f"your {name}" if name in shipped else name, found) for name, found in users.items()),
         *shipped.items()))
 
@@ -196,14 +201,21 @@ def threads_for(path: Path) -> int:
     return max(round(idle * (os.cpu_count() or 1)), 1)
 
 
-def windows_of(tokens: Sequence[int], reading: Reading) -> list[list[int]]:
+def windows_of(
+    tokens: Sequence[int], reading: Reading, fewest: int | None = None
+) -> list[list[int]]:
     """Cut windows out of a text's tokens; what is too short for another one is left out. Pure.
+
+    Args:
+        tokens: Of the text.
+        reading: How it is read.
+        fewest: So many windows there must be; as many as the reading asks for when None.
 
     Raises:
         InputError: There are too few tokens.
     """
     starts = range(0, len(tokens) - reading.context + 1, reading.stride)[: reading.windows]
-    fewest = reading.fewest or reading.windows or 1
+    fewest = fewest or reading.windows or 1
     if len(starts) < fewest:
         wanted = reading.context + (fewest - 1) * reading.stride
         raise InputError(f"the text must be at least {wanted} tokens", got=len(tokens),

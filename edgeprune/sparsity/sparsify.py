@@ -24,8 +24,8 @@ from edgeprune.model.shape import LlamaShape, config_of_shape
 from edgeprune.model.source import CONFIG
 from edgeprune.model.tensors import tensor_specs
 from edgeprune.pruning import forward
-from edgeprune.pruning.calibration import Corpus, calibration_corpus, tokens_by_kind
-from edgeprune.pruning.sample import Windows, sample
+from edgeprune.pruning.calibration import Corpus, calibration_corpus, draw, tokens_by_kind
+from edgeprune.pruning.sample import Windows
 from edgeprune.sparsity.masks import magnitude, wanda
 from edgeprune.sparsity.recipe import Method, Recipe, check_rows
 from edgeprune.sparsity.sparsegpt import Curvature, curvature, sparsegpt
@@ -65,7 +65,7 @@ def calibration_windows(corpus: Corpus, tokenizer: Path) -> Tensor:
     Raises:
         InputError: The text is too short.
     """
-    return sample(tokens_by_kind(corpus, tokenizer), corpus.share, CALIBRATION).tokens
+    return draw(corpus, tokens_by_kind(corpus, tokenizer), CALIBRATION).tokens
 
 
 def check_destination(directory: Path, model: Path, *, force: bool) -> None:
