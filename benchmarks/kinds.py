@@ -38,7 +38,8 @@ from edgeprune.strategies import strategy_of
 WIKITEXT = "wikitext"  # articles of the same corpus are calibrated on: not among the worst
 EVALUATED = Windows(8, 512)
 CUTS = {"components": Cuts(components=64), "layers": Cuts(layers=(12, 13, 14, 17)),
-        "ffn": Cuts(ffn_channels=512), "layer-and-components": Cuts(layers=(14,), components=64)}
+        "ffn": Cuts(ffn_channels=512), "layer-and-components": Cuts(layers=(14,), components=64),
+        "layer-17-and-components": Cuts(layers=(17,), components=64)}
 
 
 def main() -> int:

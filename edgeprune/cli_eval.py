@@ -9,14 +9,23 @@ from typing import Annotated
 
 import typer
 
-from edgeprune.console import Against, AsJson, Judged, print_table, progress
+from edgeprune.console import (
+    Against,
+    AsJson,
+    EvaluationFile,
+    Judged,
+    print_table,
+    progress,
+)
 
 
 def evaluate(
     artifact: Judged,
     against: Against = None,
     text: Annotated[Path | None, typer.Option(help=(
-        "A text file to predict; an excerpt of WikiText-2 when left out."))] = None,
+        "A text file to predict; when left out an excerpt of WikiText-2, and each kind of text by "
+        "itself."))] = None,
+    own: EvaluationFile = None,
     context: Annotated[int, typer.Option(min=2, help="Tokens of a window.")] = 512,
     stride: Annotated[int | None, typer.Option(min=1, help=(
         "Tokens from the beginning of a window to that of the next, of which that many are judged; "
@@ -32,8 +41,8 @@ def evaluate(
     """Judge the quality of an artifact by the runtime that is deployed, on this machine.
 
     Perplexity; with the unpruned model also the KL divergence from its predictions (mean, 99th
-    percentile) and how often both hold the same token for the likeliest; of a run directory, what
-    pruning and what quantization lost, apart.
+    percentile) and how often both hold the same token for the likeliest, on each of several kinds
+    of text; of a run directory, what pruning and what quantization lost, apart.
 
     Example: edgeprune eval runs/my-run
 
@@ -41,25 +50,33 @@ def evaluate(
     """
     from edgeprune.data import text_of
     from edgeprune.quality.evaluate import evaluate as judge
+    from edgeprune.quality.evaluate import judge_kinds
     from edgeprune.quality.tasks import task_scores
-    from edgeprune.quality.windows import Reading, Text
+    from edgeprune.quality.windows import Reading, Text, evaluation_kinds
     from edgeprune.report.evaluation import HEADER, SCORES, quality_line, score_rows, step_rows
+    from edgeprune.report.render import KINDS, kind_rows
     from edgeprune.subject import subject_of
 
     reading = Reading(context=context, stride=stride or context, windows=windows or None)
     read = None if text is None else Text(text.name, (text_of(text, "text"),))
+    kinds = evaluation_kinds(own)
     with progress(quiet=as_json) as (_, notify), TemporaryDirectory() as scratch:
         subject = subject_of(artifact, against, Path(scratch), notify=notify)
         found = judge(subject.artifact, original=subject.original, pruned=subject.pruned,
                       text=read, reading=reading, notify=notify)
+        lost = None if read or not subject.original else judge_kinds(
+            subject.artifact, subject.original, kinds, notify=notify)
         scores = [] if tasks is None else task_scores(
             subject.artifact, tasks.split(","), limit=limit, notify=notify)
     if as_json:
         print(json.dumps({**found.model_dump(mode="json"),
+                          "kinds": lost.model_dump(mode="json")["kinds"] if lost else None,
                           "tasks": [score.model_dump() for score in scores]}, indent=2))
         return
     print(quality_line(found))
     if rows := step_rows(found):
         print_table("what was lost", HEADER, rows)
+    if lost:
+        print_table("what was lost, by kind of text", KINDS, kind_rows(lost))
     if scores:
         print_table("tasks", SCORES, score_rows(scores))

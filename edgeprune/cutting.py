@@ -38,6 +38,7 @@ from edgeprune.pruning.hidden import HiddenImportance, hidden_importance
 from edgeprune.pruning.importance import Importance, layer_importance
 from edgeprune.pruning.narrowing import Narrowing
 from edgeprune.pruning.published import biased_layers, mapped_layers
+from edgeprune.pruning.repair import FOLDS, FOLDS_ON_TRIAL
 from edgeprune.pruning.sensitivity import Losses, LossScorer
 from edgeprune.pruning.statistics import (
     SIMILARITY,
@@ -170,7 +171,8 @@ class Cutting:
             fitting = self._calibration.trying if trial else self._calibration.fitting
             basis = self._components[:, : -cuts.components] if cuts.components else None
             return repaired_layers(self.checkpoint, cuts, kept, fitting,
-                                   lambda text: self.notify(trial + text), basis)
+                                   lambda text: self.notify(trial + text), basis,
+                                   FOLDS_ON_TRIAL if trial else FOLDS)
         if repair is Repair.MAP:
             return mapped_layers(self.checkpoint, cuts, kept, self._calibration.fitting.tokens,
                                  self.notify)

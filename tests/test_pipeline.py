@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 from transformers import AutoModelForCausalLM
 
+from edgeprune.data.kinds import shipped_kinds
 from edgeprune.device.agent import start_time
 from edgeprune.device.measure import Comparison, Measurement
 from edgeprune.model.checkpoint import Checkpoint
@@ -44,7 +45,9 @@ class Finished(NamedTuple):
 def finished(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """Run `small` once for all that look at a run or go on from one."""
     directory = tmp_path_factory.mktemp("finished")
-    arguments = ("run", str(small), *SIZE, "--effort", "medium")
+    (directory / "mine.txt").write_text("Our machine says: all is well. " * 400, encoding="utf-8")
+    arguments = ("run", str(small), *SIZE, "--effort", "medium",
+                 "--evaluate", str(directory / "mine.txt"))
     done = run_cli(directory, *arguments, "--json")
     assert done.returncode in QUIET_OR_NOT, done.stderr
     return Finished(directory / "runs", arguments, json.loads(done.stdout))
@@ -77,9 +80,19 @@ def test_a_run_holds_its_budget_and_leaves_everything(
     report = (run / "report.md").read_text()
     for text in ("peak RAM", "perplexity", "file size", "predicted", "Plan"):
         assert text in report
+    kinds = outcome["kinds"]["kinds"]
+    assert set(kinds) == {"mine.txt", *shipped_kinds("evaluation")}
+    worst = max(kinds, key=lambda kind: kinds[kind]["after"] / kinds[kind]["before"])
+    assert f"loses most on {worst}" in report
+    for step in kinds.values():
+        assert step["divergence"]["n_tokens"] >= 511
+        assert step["divergence"]["kl_mean"] > 0
     found = json.loads(cli("eval", str(run), "--json").stdout)
     assert found["quality"]["perplexity"] == pytest.approx(outcome["after"]["perplexity"])
     assert found["artifact"] == "small-Q4_K_M.gguf"
+    # of the run's kinds only the artifact is the same here: it is held against the unpruned F16
+    assert {kind: step["after"] for kind, step in found["kinds"].items()} == {
+        kind: pytest.approx(step["after"]) for kind, step in kinds.items() if kind != "mine.txt"}
     parts = [found[part]["after"] / found[part]["before"] for part in ("pruning", "quantization")]
     assert math.prod(parts) == pytest.approx(found["total"]["after"] / found["total"]["before"])
 

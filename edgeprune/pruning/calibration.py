@@ -49,7 +49,7 @@ class Effort(StrEnum):
     @property
     def trying(self) -> Windows:
         """What finalists are fitted to."""
-        return Windows({"low": 0, "medium": 12, "high": 36}[self], 512)
+        return Windows({"low": 0, "medium": 12, "high": 36}[self], 384)
 
     @property
     def finalists(self) -> int:
@@ -59,7 +59,7 @@ class Effort(StrEnum):
     @property
     def judging(self) -> Windows:
         """What finalists are judged by."""
-        return Windows({"low": 0, "medium": 12, "high": 12}[self], 512)
+        return Windows({"low": 0, "medium": 12, "high": 24}[self], 256)
 
 
 class Objective(StrEnum):

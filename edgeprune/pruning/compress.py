@@ -42,7 +42,7 @@ _ROWS = 8192  # of an embedding or an output head in float32 at a time
 @torch.inference_mode()
 def repaired_layers(
     checkpoint: Checkpoint, cuts: Cuts, kept: Mapping[int, Kept], text: Sample,
-    notify: Notify = lambda _: None, basis: Tensor | None = None,
+    notify: Notify = lambda _: None, basis: Tensor | None = None, folds: int = FOLDS,
 ) -> Layers:
     """Yield the layers that stay, cut and repaired, by their original numbers.
 
@@ -56,8 +56,9 @@ def repaired_layers(
         notify: Told how far it is.
         basis: Orthonormal directions of the hidden states that stay, `(hidden_size, k)`. The
             embedding is yielded before all layers then, norm and head after them.
+        folds: At most so many of the text's kinds are left out in turn.
     """
-    streams = _Streams(checkpoint, text, basis)
+    streams = _Streams(checkpoint, text, folds, basis)
     count = checkpoint.shape.num_hidden_layers
     stays = kept_layers(checkpoint.shape, cuts)
     if basis is not None:
@@ -84,8 +85,10 @@ class _Streams:
     The pruned one's are in the basis, when there is one: `(b, t, k)`.
     """
 
-    def __init__(self, checkpoint: Checkpoint, text: Sample, basis: Tensor | None) -> None:
-        tokens, self._folds = text.tokens, text.folds
+    def __init__(
+        self, checkpoint: Checkpoint, text: Sample, folds: int, basis: Tensor | None
+    ) -> None:
+        tokens, self._text, self._most = text.tokens, text, folds
         self._checkpoint, self._shape = checkpoint, checkpoint.shape
         self._device, self._dtype = forward.compute_device(), forward.quick_dtype(checkpoint)
         self._rope = forward.rope_tables(self._shape, tokens.shape[1], self._device)
@@ -149,7 +152,7 @@ class _Streams:
             raise ValueError("without a basis nothing is read in another way")
         # y has fewer elements, and less energy: the norm scales it differently
         energy = self._y.square().mean() / self._x.square().mean()
-        equations = _Equations(basis * energy.sqrt(), self._folds)
+        equations = self._equations(basis * energy.sqrt())
         for x, y in zip(self._windows(self._x), self._windows(self._y), strict=True):
             equations.add(forward.unit_rms(y, eps), forward.unit_rms(x, eps), None)
         return equations.solution()
@@ -158,7 +161,7 @@ class _Streams:
         """Take both streams through attention, the pruned one through an o_proj fitted anew."""
         self._read(weights, "input_layernorm.weight",
                    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"))
-        equations = _Equations(weights[f"{_OUT}.weight"], self._folds)
+        equations = self._equations(weights[f"{_OUT}.weight"])
         attended, quick = [], self.quick(weights)
         for x, y in zip(self._windows(self._x), self._windows(self._y), strict=True):
             heads = forward.attention_heads(x, whole, self._shape, self._rope)
@@ -181,7 +184,7 @@ class _Streams:
         for x in self._windows(self._x):
             x.add_(forward.project_down(forward.ffn_channels(x, whole, self._shape), whole))
         self.skip(dropped)
-        equations = _Equations(weights[f"{_DOWN}.weight"], self._folds)
+        equations = self._equations(weights[f"{_DOWN}.weight"])
         width = weights[f"{_DOWN}.weight"].shape[1]
         fit_in = 4 * self._y.shape[0] * self._y.shape[1] * width <= KEPT_BYTES
         kept, quick = list[Tensor](), self.quick(weights)
@@ -196,6 +199,10 @@ class _Streams:
             channels = kept[i] if kept else forward.ffn_channels(y, quick, self._shape)
             y.add_(forward.project_down(channels, quick))
 
+    def _equations(self, prior: Tensor) -> _Equations:
+        room = FOLDS_BYTES // (4 * prior.shape[1] ** 2)
+        return _Equations(prior, self._text.folds(min(self._most, max(room, 2))))
+
     @staticmethod
     def _windows(states: Tensor) -> Iterator[Tensor]:
         return (states[i : i + 1] for i in range(len(states)))
@@ -204,11 +211,12 @@ class _Streams:
 class _Equations:
     """Normal equations of one projection, of each fold of the windows apart."""
 
-    def __init__(self, prior: Tensor, folds: Callable[[int], Sequence[int]]) -> None:
+    def __init__(self, prior: Tensor, folds: Sequence[int]) -> None:
+        """Start from nothing; `folds` tells the fold of each window."""
         n_outputs, n_inputs = prior.shape
-        most = min(FOLDS, max(FOLDS_BYTES // (4 * n_inputs**2), 2))
-        self._prior, self._folds = prior, iter(folds(most))
-        self._sums = [NormalEquations.empty(n_inputs, n_outputs, prior) for _ in range(most)]
+        self._prior, self._folds = prior, iter(folds)
+        self._sums = [NormalEquations.empty(n_inputs, n_outputs, prior)
+                      for _ in range(max(folds) + 1)]
 
     def add(self, inputs: Tensor, targets: Tensor, bias: Tensor | None) -> None:
         """Take in the next window, `(1, t, k)` and `(1, t, h)`."""

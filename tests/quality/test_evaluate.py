@@ -14,6 +14,7 @@ from torch.nn.functional import kl_div
 from transformers import AutoModelForCausalLM
 
 from edgeprune.data import shipped_text
+from edgeprune.data.kinds import Message
 from edgeprune.errors import InputError
 from edgeprune.export.gguf import export_gguf
 from edgeprune.export.onnx import export_onnx
@@ -23,7 +24,13 @@ from edgeprune.model.gguf import GgufModel
 from edgeprune.model.onnx_formats import FLOAT
 from edgeprune.model.tokenizer import tokenizer_of
 from edgeprune.pruning.surgery import prune
-from edgeprune.quality.evaluate import divergence, evaluate, kl_divergence, perplexity
+from edgeprune.quality.evaluate import (
+    divergence,
+    evaluate,
+    judge_kinds,
+    kl_divergence,
+    perplexity,
+)
 from edgeprune.quality.windows import STANDARD, Reading, Text, log_softmax, windows_of
 from tests.tiny import make_tiny
 
@@ -211,3 +218,20 @@ def test_smollm2_in_fewer_bits(real: dict[str, Path]) -> None:
     assert 0.95 < found.top1_agreement < 1
     # the design's figure
     assert perplexity(quantized, threads=one).perplexity == pytest.approx(19.5, rel=0.05)
+
+
+def test_each_kind_of_text_is_judged_by_itself(
+    small: Path, whole: Path, tmp_path: Path
+) -> None:
+    talk = (Message("user", "Who are you?"), Message("assistant", "Nobody. " * 200))
+    texts = [Text("words", ("one two three " * 60, "four five " * 60), fewest=1),
+             Text("talk", (talk, talk), fewest=1)]
+    reading = Reading(context=128, stride=128, windows=2)
+    quantized = artifact(small, tmp_path, "Q4_0")
+    found = judge_kinds(quantized, whole, texts, reading=reading)
+    assert list(found.kinds) == ["words", "talk"]
+    for text in texts:
+        alone = evaluate(quantized, original=whole, text=text, reading=reading)
+        assert found.kinds[text.name] == alone.total
+    with pytest.raises(InputError, match="at least 128 tokens"):
+        judge_kinds(quantized, whole, [Text("short", ("few words",), fewest=1)], reading=reading)

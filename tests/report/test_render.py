@@ -17,6 +17,9 @@ from edgeprune.model.shape import LlamaShape
 from edgeprune.planning.budget import Metric, parse_budget
 from edgeprune.planning.greedy import Plan, Step
 from edgeprune.planning.moves import Kind, Move
+from edgeprune.quality.evaluate import Divergence, Kinds
+from edgeprune.quality.evaluate import Step as Lost
+from edgeprune.quality.windows import EACH
 from edgeprune.records import Verdict
 from edgeprune.report.outcome import Outcome, figures_of
 from edgeprune.report.render import (
@@ -98,6 +101,24 @@ def test_a_disturbed_run_says_why_and_what_to_do() -> None:
     assert "inconclusive" in text
     assert "disturbed: it swapped" in text
     assert "run again" in text
+
+
+def test_the_kind_of_text_that_loses_most_comes_first() -> None:
+    def step(after: float, kl: float) -> Lost:
+        return Lost(before=10.0, after=after, divergence=Divergence(
+            kl_mean=kl, kl_p99=1.0, top1_agreement=0.875, n_tokens=9))
+
+    kinds = Kinds(kinds={"code": step(11.0, 0.4), "dialogue": step(20.0, 0.3)}, reading=EACH)
+    assert kinds.worst == "dialogue"
+    assert kinds.kl == 0.4
+    told = outcome(kinds=kinds)
+    assert verdict_lines(told)[-1] == (
+        "  loses most on dialogue: perplexity 10.00 -> 20.00 (2.00 times, +0.693 nats per token), "
+        "the same first choice for 88% of the tokens")
+    table = report(told).split("## Quality, by kind of text")[1].splitlines()[2:6]
+    assert [line.split(" | ")[0] for line in table] == ["| kind of text", "| :--", "| dialogue",
+                                                       "| code"]
+    assert "+0.095 | 0.400 | 87.5%" in table[3]
 
 
 def test_a_missed_limit_does_not_hold() -> None:
