@@ -30,7 +30,7 @@ def sparsify(
         help="SparseGPT: damping, as a share of the Hessian's mean diagonal.")] = 0.01,
     blocksize: Annotated[int, typer.Option(help="SparseGPT: columns of a block.")] = 128,
     calibration: Annotated[Path | None, typer.Option(
-        help="Wanda, SparseGPT: a text file to calibrate on; the shipped text when left out.")
+        help="Wanda, SparseGPT: text like that which the model is for, as for `run`.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the model there.")] = False,
     targets: Targets = Path("targets"),

@@ -113,7 +113,7 @@ def _begun(options: Options, say: Say, notify: Say) -> Iterator[tuple[Stages, Bu
     quant = AUTO if options.quant == AUTO else check_format(options.quant)
     strategy = strategy_of(options.strategy, importance=options.importance, repair=options.repair)
     calibration = calibration_corpus(options.calibration)
-    evaluation = evaluation_kinds(options.evaluate)
+    evaluation = evaluation_kinds(options.evaluate, calibration.own_passages)
     target = load_target(options.target, options.targets)
     name, directory = resolve_model(options.model, notify=notify)
     checkpoint = Checkpoint(directory)

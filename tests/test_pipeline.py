@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 from edgeprune.data.kinds import shipped_kinds
 from edgeprune.device.agent import start_time
 from edgeprune.device.measure import Comparison, Measurement
+from edgeprune.errors import InputError
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import Cuts
 from edgeprune.profiling.profile import Profile
@@ -145,6 +146,21 @@ def test_half_of_a_judge_or_of_a_training_is_refused(
     cli: Cli, small: Path, options: tuple[str, ...], named: str
 ) -> None:
     assert_one_line(cli("run", str(small), "--target", "local", *options), 2, named)
+
+
+def test_text_that_cannot_be_used_is_told_before_anything_is_measured(
+    cli: Cli, small: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.txt").write_text("one two three")
+    (tmp_path / "wrong.jsonl").write_text('{"prompt": "Hi"}')
+    begin = ("run", str(small), "--target", "local", "--budget", "ram < 1 GB")
+    assert_one_line(cli(*begin, "--objective", "best"), 2, "worst, mean")
+    for option in ("--calibration", "--evaluate"):
+        assert_one_line(cli(*begin, option, "nowhere.txt"), InputError.exit_code, "nowhere.txt")
+        assert_one_line(cli(*begin, option, "wrong.jsonl"), InputError.exit_code, "line 1", "text")
+    assert_one_line(cli(*begin, "--calibration", "mine.txt", "--evaluate", "mine.txt"),
+                    InputError.exit_code, "calibrated on, too")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_second_run_does_nothing_again(

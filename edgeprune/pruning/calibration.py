@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
-from edgeprune.data.kinds import Kinds, shipped_kinds, users_kind
+from edgeprune.data.kinds import Kinds, Passage, shipped_kinds, users_kind
 from edgeprune.errors import InputError, UsageError
 from edgeprune.model.gguf import GgufModel
 from edgeprune.model.passages import tokens_of
@@ -110,6 +110,11 @@ class Corpus(NamedTuple):
     def digest(self) -> str:
         """Identify it."""
         return digest(dict(self.kinds), self.own)
+
+    @property
+    def own_passages(self) -> frozenset[Passage]:
+        """The passages of the user's own text."""
+        return frozenset(self.kinds[self.own] if self.own else ())
 
     def share(self, kind: str) -> float:
         """Return what share of the windows a kind has."""

@@ -14,7 +14,7 @@ token has a past of at least the difference: llama.cpp's perplexity tool reads s
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -84,16 +84,22 @@ def evaluation_text() -> Text:
     return Text("the shipped evaluation text", (shipped_text("evaluation"),))
 
 
-def evaluation_kinds(own: Path | None = None) -> tuple[Text, ...]:
+def evaluation_kinds(
+    own: Path | None = None, seen: Collection[Passage] = ()
+) -> tuple[Text, ...]:
     """Return the kinds of text that quality is measured on, and the user's.
 
     Args:
         own: A file or a directory (`edgeprune.data.kinds.users_kind`), if there is one.
+        seen: What was calibrated on.
 
     Raises:
-        InputError: That cannot be read.
+        InputError: It cannot be read, or some of it was calibrated on.
     """
     users = {} if own is None else users_kind(own, "evaluation text")
+    if any(passage in seen for passages in users.values() for passage in passages):
+        raise InputError("the evaluation text is calibrated on, too", got=str(own),
+                         remedy="hold some of your text out, and give that to --evaluate")
     shipped = shipped_kinds("evaluation")
     return tuple(Text(name, passages, fewest=1) for name, passages in (
         *((f"your {name}" if name in shipped else name, found) for name, found in users.items()),

@@ -1,4 +1,4 @@
-"""On how many threads an artifact is judged here."""
+"""On how many threads an artifact is judged here, and on which texts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from edgeprune.quality.windows import SMALL_BYTES, threads_for
+import pytest
+
+from edgeprune.data.kinds import shipped_kinds
+from edgeprune.errors import InputError
+from edgeprune.pruning.calibration import calibration_corpus
+from edgeprune.quality.windows import SMALL_BYTES, evaluation_kinds, threads_for
 
 
 def test_threads_are_left_to_what_keeps_the_cpus_busy(tmp_path: Path) -> None:
@@ -28,3 +33,13 @@ def test_threads_are_left_to_what_keeps_the_cpus_busy(tmp_path: Path) -> None:
         for process in load:
             process.kill()
             process.communicate()
+
+
+def test_the_users_text_is_judged_on_beside_the_shipped_kinds(tmp_path: Path) -> None:
+    mine = tmp_path / "code"  # as a shipped kind is called
+    mine.write_text("some text of mine")
+    found = evaluation_kinds(mine)
+    assert [text.name for text in found] == ["your code", *shipped_kinds("evaluation")]
+    assert found[0].passages == ("some text of mine",)
+    with pytest.raises(InputError, match=r"calibrated on, too.*hold some"):
+        evaluation_kinds(tmp_path, calibration_corpus(mine).own_passages)
