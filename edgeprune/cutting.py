@@ -125,7 +125,8 @@ class Cutting:
     def plan_key(self, demand: Demand) -> str:
         """Identify a plan."""
         return digest(self._scoring_key, self.strategy.planner, self.effort.finalists,
-                      self.effort.judging, self.objective, self.checkpoint.shape, demand)
+                      self.effort.trying, self.effort.judging, self.objective,
+                      self.checkpoint.shape, demand)
 
     def write(self, cuts: Cuts, directory: Path) -> None:
         """Cut the weights, repair what is left, write the checkpoint."""
@@ -149,7 +150,7 @@ class Cutting:
     @cached_property
     def _judged(self) -> Losses:
         return Losses(self.run.path / "judged.jsonl",
-                      digest(self._scoring_key, self.effort.judging, "built"))
+                      digest(self._scoring_key, self.effort.trying, self.effort.judging, "built"))
 
     @cached_property
     def _unpruned(self) -> forward.Output:
