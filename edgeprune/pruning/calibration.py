@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from edgeprune.data.kinds import Kinds, Passage, shipped_kinds, users_kind
 from edgeprune.errors import InputError, UsageError
@@ -21,6 +21,7 @@ from edgeprune.pruning.sample import Sample, Windows, sample
 from edgeprune.records import digest
 
 OWN_SHARE = 0.5
+Choice = TypeVar("Choice", bound=StrEnum)
 
 
 class Effort(StrEnum):
@@ -79,9 +80,7 @@ def objective_of(name: str) -> Objective:
     Raises:
         UsageError: No such objective.
     """
-    if name not in set(Objective):
-        raise UsageError("no such objective", got=name, remedy=f"one of {', '.join(Objective)}")
-    return Objective(name)
+    return _named(Objective, name)
 
 
 def effort_of(name: str) -> Effort:
@@ -90,9 +89,14 @@ def effort_of(name: str) -> Effort:
     Raises:
         UsageError: No such effort.
     """
-    if name not in set(Effort):
-        raise UsageError("no such effort", got=name, remedy=f"one of {', '.join(Effort)}")
-    return Effort(name)
+    return _named(Effort, name)
+
+
+def _named(kind: type[Choice], name: str) -> Choice:
+    if name not in set(kind):
+        raise UsageError(f"no such {kind.__name__.lower()}", got=name,
+                         remedy=f"one of {', '.join(kind)}")
+    return kind(name)
 
 
 class Corpus(NamedTuple):

@@ -67,7 +67,7 @@ class Outcome(Record):
         system_info: The runtime's own line on the kernels that it used.
         recovery: What training brought back; None when there was none.
         judged: What an LLM judge holds of the artifact; None when none was asked.
-        kinds: What the artifact loses on each kind of text; None in files of versions before 0.9.
+        kinds: What the artifact loses on each kind of text; None in files of older versions.
         before: The unpruned model.
         after: The artifact.
         device_path: Where the artifact lies on the target; None on `local`.
