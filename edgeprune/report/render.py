@@ -46,8 +46,9 @@ _LINES = (
 _NOTES = (
     "Predictions come from the profile, corrected by measured/predicted of the round before; when "
     "the budget is relative they are shares of the unpruned model as measured beside the pruned. "
-    "Perplexity: of the artifact, on the host, WikiText-2 validation, 8 windows of 512 tokens; by "
-    "kind of text likewise, 4 windows of each. Nothing was calibrated on the kinds' sources."
+    "Perplexity: of the artifact, on the host, WikiText-2 validation, 8 windows of 512 tokens, "
+    "another part of which is calibrated on; by kind of text 4 windows of each, and nothing was "
+    "calibrated on the sources of the kinds that come with edgeprune."
 )
 PERCENTILED = {Metric.LATENCY, Metric.TTFT, Metric.DECODE}
 KINDS = ("kind of text", "unpruned", "pruned", "nats per token", "KL mean", "same first choice")
