@@ -54,7 +54,7 @@ def evaluate(
     from edgeprune.quality.tasks import task_scores
     from edgeprune.quality.windows import Reading, Text, evaluation_kinds
     from edgeprune.report.evaluation import HEADER, SCORES, quality_line, score_rows, step_rows
-    from edgeprune.report.render import KINDS, kind_rows
+    from edgeprune.report.render import KINDS, kind_rows, replies_in_words
     from edgeprune.subject import subject_of
 
     reading = Reading(context=context, stride=stride or context, windows=windows or None)
@@ -71,6 +71,7 @@ def evaluate(
     if as_json:
         print(json.dumps({**found.model_dump(mode="json"),
                           "kinds": lost.model_dump(mode="json")["kinds"] if lost else None,
+                          "replies": lost.replies.model_dump() if lost and lost.replies else None,
                           "tasks": [score.model_dump() for score in scores]}, indent=2))
         return
     print(quality_line(found))
@@ -78,5 +79,7 @@ def evaluate(
         print_table("what was lost", HEADER, rows)
     if lost:
         print_table("what was lost, by kind of text", KINDS, kind_rows(lost))
+        if lost.replies:
+            print(replies_in_words(lost.replies))
     if scores:
         print_table("tasks", SCORES, score_rows(scores))

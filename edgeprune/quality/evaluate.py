@@ -18,8 +18,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeprune.data.kinds import Message, shipped_prompts
 from edgeprune.errors import InputError
 from edgeprune.model.passages import tokens_of
+from edgeprune.quality.reply import replied
 from edgeprune.quality.windows import (
     EACH,
     STANDARD,
@@ -33,6 +35,10 @@ from edgeprune.quality.windows import (
     windows_of,
 )
 from edgeprune.records import Record
+
+N_CHAT = 512  # tokens of a prompt with its reply
+N_REPLY = 48  # of a reply
+PROMPTS_STRIDE = 6  # every sixth of the shipped prompts is asked
 
 
 class Quality(Record):
@@ -83,10 +89,13 @@ class Kinds(Record):
     Attributes:
         kinds: By the kind's name.
         reading: How each was read.
+        replies: The divergence along what the unpruned model itself replies to users' prompts; None
+            in files of older versions.
     """
 
     kinds: dict[str, Step]
     reading: Reading
+    replies: Divergence | None = None
 
     @property
     def worst(self) -> str:
@@ -242,11 +251,45 @@ def judge_kinds(
     artifact: Path, original: Path, texts: Sequence[Text], *, reading: Reading = EACH,
     threads: int | None = None, notify: Callable[[str], None] = lambda _: None,
 ) -> Kinds:
-    """Return what an artifact loses of another on each of several kinds of text; as `evaluate`."""
+    """Return what an artifact loses of another on each kind of text; as `evaluate`."""
     found = evaluate_each(artifact, texts, original=original, reading=reading, threads=threads,
                           notify=notify)
     return Kinds(kinds={one.text: one.total for one in found if one.total is not None},
-                 reading=reading)
+                 reading=reading,
+                 replies=replies_divergence(artifact, original, threads=threads, notify=notify))
+
+
+def replies_divergence(
+    artifact: Path, original: Path, *, prompts: Sequence[str] | None = None, n_new: int = N_REPLY,
+    threads: int | None = None, notify: Callable[[str], None] = lambda _: None,
+) -> Divergence | None:
+    """Return how far a model is from another along that one's own replies.
+
+    That is what a user sees of a cut: where the first choices agree, the replies are the same.
+
+    Args:
+        artifact: A GGUF file or the directory of an ONNX model.
+        original: The unpruned model, an artifact of the same tokenizer.
+        prompts: What is asked, in the chat template; some of the shipped prompts when None.
+        n_new: Tokens of a reply at most, of the greatest probability each.
+        threads: CPU threads; `windows.threads_for` tells how many by default.
+        notify: Told what is being done just now.
+
+    Returns:
+        None where every reply is empty.
+    """
+    prompts = shipped_prompts()[::PROMPTS_STRIDE] if prompts is None else prompts
+    pair = _Pair()
+    with (opened(original, threads, N_CHAT) as theirs, opened(artifact, threads, N_CHAT) as ours):
+        for i, prompt in enumerate(prompts, 1):
+            notify(f"judging {artifact.name} on replies: {i} of {len(prompts)}")
+            asked = theirs.chat([Message("user", prompt)])[-(N_CHAT - n_new):]
+            said = list(replied(theirs, asked, n_new))
+            if said:
+                for before, after in zip(*(predictions(model, [*asked, *said], len(said))
+                                           for model in (theirs, ours)), strict=True):
+                    pair.add(before, after)
+    return pair.divergence() if pair else None
 
 
 class _Pair:
@@ -260,6 +303,9 @@ class _Pair:
         p, q = before.log_probabilities, after.log_probabilities
         self._divergences.append(kl_divergence(p, q))
         self._agreements.append(p.argmax(axis=1) == q.argmax(axis=1))
+
+    def __bool__(self) -> bool:
+        return bool(self._divergences)
 
     def divergence(self) -> Divergence:
         per_token = np.concatenate(self._divergences)

@@ -1,11 +1,11 @@
 """Replies of an artifact: greedy, or drawn.
 
-In: an opened artifact and the tokens of a prompt. Out: text.
+In: an opened artifact and the tokens of a prompt. Out: text, or its tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -26,10 +26,22 @@ def reply(
         temperature: 0 takes the likeliest token each time.
         seed: Of what is drawn.
     """
-    draw, said = np.random.default_rng(seed), list[int]()
-    following, past = list(tokens), 0
+    said = list[int]()
     text = ""
-    while len(said) < n_new:
+    for token in replied(model, tokens, n_new, temperature=temperature, seed=seed):
+        said.append(token)
+        text = model.detokenize(said)
+        if (found := [text.index(end) for end in until if end in text]):
+            return text[: min(found)]
+    return text
+
+
+def replied(
+    model: Predictor, tokens: Sequence[int], n_new: int, *, temperature: float = 0.0, seed: int = 0,
+) -> Iterator[int]:
+    """Yield the tokens that a model says after a prompt, without the one that ends a reply."""
+    draw, following, past = np.random.default_rng(seed), list(tokens), 0
+    for _ in range(n_new):
         logits = model.logits(following, past=past)[-1:]
         past += len(following)
         if temperature:
@@ -37,10 +49,6 @@ def reply(
         else:
             token = int(logits[0].argmax())
         if model.is_end(token):
-            break
-        said.append(token)
+            return
+        yield token
         following = [token]
-        text = model.detokenize(said)
-        if (found := [text.index(end) for end in until if end in text]):
-            return text[: min(found)]
-    return text

@@ -20,7 +20,7 @@ from edgeprune.planning.budget import DEFAULT_NEW, DEFAULT_PROMPT, Metric
 from edgeprune.planning.demand import Demand
 from edgeprune.planning.greedy import Plan
 from edgeprune.profiling.profile import Profile
-from edgeprune.quality.evaluate import Kinds
+from edgeprune.quality.evaluate import Divergence, Kinds
 from edgeprune.quality.judge import Judged
 from edgeprune.records import Verdict, __version__
 from edgeprune.report.outcome import Outcome, figures_of
@@ -237,6 +237,8 @@ def verdict_lines(outcome: Outcome) -> list[str]:
     lines += [f"  {judgement_in_words(judgement)}" for judgement in outcome.judgements]
     if outcome.kinds:
         lines.append(f"  {worst_in_words(outcome.kinds)}")
+        if outcome.kinds.replies:
+            lines.append(f"  {replies_in_words(outcome.kinds.replies)}")
     if outcome.recovery:
         lines.append(f"  {recovery_in_words(outcome)}")
     if outcome.judged:
@@ -267,6 +269,12 @@ def kind_rows(found: Kinds) -> list[tuple[str, ...]]:
     return [(kind, f"{step.before:.2f}", f"{step.after:.2f}", f"{math.log(step.ratio):+.3f}",
              f"{step.divergence.kl_mean:.3f}", f"{step.divergence.top1_agreement:.1%}")
             for kind, step in steps]
+
+
+def replies_in_words(found: Divergence) -> str:
+    """Return how near an artifact stays to what the unpruned model replies."""
+    return (f"along the unpruned model's own replies, {found.n_tokens} tokens: the same first "
+            f"choice for {found.top1_agreement:.0%}, {found.kl_mean:.3f} nats of divergence")
 
 
 def recovery_in_words(outcome: Outcome) -> str:

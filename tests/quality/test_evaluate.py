@@ -30,6 +30,7 @@ from edgeprune.quality.evaluate import (
     judge_kinds,
     kl_divergence,
     perplexity,
+    replies_divergence,
 )
 from edgeprune.quality.windows import STANDARD, Reading, Text, log_softmax, windows_of
 from tests.tiny import make_tiny
@@ -235,3 +236,19 @@ def test_each_kind_of_text_is_judged_by_itself(
         assert found.kinds[text.name] == alone.total
     with pytest.raises(InputError, match="at least 128 tokens"):
         judge_kinds(quantized, whole, [Text("short", ("few words",), fewest=1)], reading=reading)
+
+
+def test_replies_are_judged_along_what_the_unpruned_model_says(
+    small: Path, whole: Path, tmp_path: Path
+) -> None:
+    quantized, prompts = artifact(small, tmp_path, "Q4_0"), ["who are you?", "why"]
+    found = replies_divergence(quantized, whole, prompts=prompts, n_new=9)
+    same = replies_divergence(whole, whole, prompts=prompts, n_new=9)
+    assert found is not None
+    assert same is not None
+    assert found.n_tokens == same.n_tokens
+    assert 0 < found.n_tokens <= 18
+    assert same.kl_mean < 1e-6 < found.kl_mean
+    # what is said is what that model holds for the likeliest
+    assert same.top1_agreement == 1
+    assert replies_divergence(quantized, whole, prompts=[]) is None
