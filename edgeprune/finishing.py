@@ -5,9 +5,9 @@ In: the stages of a run and its rounds. Out: an `Outcome`, and the run directory
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 from edgeprune.data import text_of
 from edgeprune.device.interval import Interval
@@ -19,7 +19,7 @@ from edgeprune.model.onnx_formats import is_quantized_onnx
 from edgeprune.options import Options
 from edgeprune.planning.budget import Budget, Metric
 from edgeprune.planning.greedy import Plan
-from edgeprune.quality.evaluate import Quality
+from edgeprune.quality.evaluate import Kinds, Quality
 from edgeprune.quality.judge import Pair, read_prompts
 from edgeprune.quality.judges import open_judge
 from edgeprune.records import Record, Verdict, file_digest, write_text
@@ -31,6 +31,13 @@ from edgeprune.rundir import OUTCOME
 from edgeprune.stages import Stages
 
 Say = Callable[[str], None]
+
+
+class Untrained(NamedTuple):
+    """The quality of an artifact before it was trained: on WikiText-2, and by kind of text."""
+
+    quality: Quality
+    kinds: Kinds
 
 
 class Round(Record):
@@ -98,7 +105,7 @@ def train_and_finish(
     """
     last = rounds[-1]
     cuts = last.plan.cuts
-    pruned = stages.quality_after(cuts)
+    pruned = Untrained(stages.quality_after(cuts), stages.kinds(cuts))
     stages.device.forget(stages.device.remote_name(stages.artifact))
     stages = replace(stages, training=training)
     stages.build(cuts)
@@ -116,7 +123,7 @@ def train_and_finish(
 
 def finish(
     stages: Stages, budget: Budget, rounds: list[Round], options: Options,
-    untrained: Quality | None = None,
+    untrained: Untrained | None = None,
 ) -> Outcome:
     """Judge the quality; write the final records and the report.
 
@@ -159,7 +166,7 @@ def finish(
         verdict=verdict(judgements, last.measured.disturbances),
         disturbances=last.measured.disturbances, judgements=judgements, rounds=len(rounds),
         requests=pruned.workload.requests, system_info=pruned.system_info, plan=last.plan,
-        recovery=_recovery(stages, last.plan.cuts, before, untrained, after), judged=judged,
+        recovery=_recovery(stages, last.plan.cuts, untrained, kinds), judged=judged,
         kinds=kinds,
         before=figures_of(baseline, before), after=figures_of(pruned, after),
         directory=stages.run.path, artifact=artifact, device_path=device_path,
@@ -172,10 +179,10 @@ def finish(
 
 
 def _recovery(
-    stages: Stages, cuts: Cuts, unpruned: float, untrained: Quality | None, trained: float
+    stages: Stages, cuts: Cuts, untrained: Untrained | None, trained: Kinds
 ) -> Recovery | None:
     found = stages.recovered(cuts)
     if found is None or untrained is None:
         return None
-    return Recovery(training=found, perplexity=untrained.perplexity, share=share_back(
-        *(math.log(perplexity) for perplexity in (unpruned, untrained.perplexity, trained))))
+    return Recovery(training=found, perplexity=untrained.quality.perplexity, kinds=untrained.kinds,
+                    share=share_back(0.0, untrained.kinds.lost, trained.lost))

@@ -284,7 +284,8 @@ class Stages:
     def kinds(self, cuts: Cuts) -> Kinds:
         """Take what the artifact loses of the unpruned one on each kind of text, here."""
         key = digest(self.artifact_key(cuts), self.baseline_key, self.evaluation, EACH)
-        return self.run.record("kinds", key, "kinds.json", Kinds, lambda: judge_kinds(
+        stage = "kinds" if self.training is None else "kinds-trained"
+        return self.run.record(stage, key, f"{stage}.json", Kinds, lambda: judge_kinds(
             self.build(cuts), self.export_baseline(), self.evaluation, notify=self.device.notify))
 
     def judged(self, cuts: Cuts, judge: Judge, prompts: Sequence[str]) -> Judged:

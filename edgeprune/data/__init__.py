@@ -7,8 +7,8 @@ from typing import Literal
 from edgeprune.errors import InputError
 
 
-def shipped_text(name: Literal["calibration", "evaluation", "training"]) -> str:
-    """Return one of three disjoint excerpts of WikiText-2's validation part."""
+def shipped_text(name: Literal["calibration", "evaluation"]) -> str:
+    """Return one of two disjoint excerpts of WikiText-2's validation part."""
     return (files("edgeprune.data") / f"{name}.txt").read_text(encoding="utf-8")
 
 

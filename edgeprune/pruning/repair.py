@@ -3,12 +3,15 @@
 In: activations that the projection takes in and what it should put out, window by window. Out: its
 weights. Least squares with damping (ridge regression) towards the weights that it has:
 
-    W' = argmin ||W' X - T||^2 + g ||W' - W||^2 = W + (T X^T - W X X^T) (X X^T + g I)^-1
+    W' = argmin ||W' X - T||^2 + g sum_j D_j ||W'_j - W_j||^2
+       = W + (T X^T - W X X^T) (X X^T + g D)^-1, D the diagonal of X X^T
 
 With T = W_all X_all, g -> 0 it is the compensation of OBS for whole structures (ZipLM,
-arXiv:2302.04089, eq. 4; SlimGPT, arXiv:2412.18110). The damping g is a share of the mean of the
-diagonal of X X^T; of several shares that one is taken which does best on kinds of text that were
-left out, among them the weights as they are: on other kinds no repair is worse than none.
+arXiv:2302.04089, eq. 4; SlimGPT, arXiv:2412.18110). Every input is damped by its own energy, as in
+the ridge regression of standardized inputs (Hoerl and Kennard, 1970): a few inputs of a Llama are a
+thousand times the others, and the mean of the diagonal is theirs. Of several dampings g that one is
+taken which does best on kinds of text that were left out, among them the weights as they are: on
+other kinds no repair is worse than none.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-DAMPINGS = (0.1, 1.0, 10.0)  # the less text, the larger the best
+DAMPINGS = (1.0, 10.0)  # the less text, the larger the best
+FLOOR = 1e-4  # of the mean energy: added to every input's, for those that are hardly ever active
 FOLDS, FOLDS_ON_TRIAL = 4, 2  # each costs as much as fitting once by every damping
 
 
@@ -71,7 +75,7 @@ class NormalEquations:
 
         Args:
             prior: Weights as they are, `(h, k)`.
-            damping: Share of the mean of the gram matrix's diagonal.
+            damping: Share of every input's energy.
         """
         return prior + self.beyond(prior).change(damping)
 
@@ -81,7 +85,8 @@ class NormalEquations:
         mean = gram.diagonal().mean()
         if not mean > 0:
             return torch.zeros_like(self.cross)
-        gram.diagonal().add_(damping * mean)
+        energy = gram.diagonal()
+        energy.add_(damping * (energy + FLOOR * mean))
         factor = torch.linalg.cholesky(gram)
         return torch.cholesky_solve(self.cross.T, factor).T
 
@@ -98,7 +103,7 @@ def fit(
     Args:
         folds: Sums of each fold; those that hold nothing are left away.
         prior: Weights as they are, `(h, k)`.
-        dampings: Shares of the mean of the gram matrix's diagonal.
+        dampings: Shares of every input's energy.
     """
     folds = [fold.beyond(prior) for fold in folds if fold.power > 0]
     if len(folds) < 2:

@@ -103,6 +103,11 @@ class Kinds(Record):
         return max(self.kinds, key=lambda kind: self.kinds[kind].ratio)
 
     @property
+    def lost(self) -> float:
+        """What is lost of the log-perplexity, the mean over the kinds, nats per token."""
+        return sum(math.log(step.ratio) for step in self.kinds.values()) / len(self.kinds)
+
+    @property
     def kl(self) -> float:
         """The largest mean divergence of a kind, nats per token."""
         return max(step.divergence.kl_mean for step in self.kinds.values())

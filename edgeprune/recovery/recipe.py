@@ -133,13 +133,33 @@ class Training(Record):
 
     Attributes:
         recipe: How.
-        data: The user's text; None takes the shipped texts.
+        data: The user's text; None takes the shipped calibration kinds.
         data_digest: Of its content.
     """
 
     recipe: Recipe
     data: Path | None
     data_digest: str | None
+
+
+class KindLoss(Record):
+    """Cross entropy on one kind of text that was not trained on, nats per token.
+
+    Attributes:
+        original: Of the unpruned model; None when it is not known.
+        pruned: Of the pruned model.
+        recovered: Of the trained one.
+    """
+
+    original: float | None
+    pruned: float
+    recovered: float
+
+    @property
+    def share(self) -> float | None:
+        """The share of the loss that came back; None where none is known."""
+        return None if self.original is None else share_back(
+            self.original, self.pruned, self.recovered)
 
 
 class Recovered(Record):
@@ -153,10 +173,12 @@ class Recovered(Record):
         seconds: Of training alone; since the last start, when it was killed before.
         began_at: The step that the last start went on from; 0 from the beginning.
         losses: Of each step, as the method defines it.
-        n_held_out: Predicted tokens of text not trained on; the cross entropies are of them.
+        n_held_out: Predicted tokens of text not trained on; the cross entropies are of them: the
+            user's, or all of the evaluation kinds.
         original: The unpruned model's cross entropy, nats per token; None when it is not known.
         pruned: That of the pruned model.
         recovered: That of the trained one.
+        kinds: The same on each evaluation kind.
     """
 
     recipe: Recipe
@@ -170,6 +192,7 @@ class Recovered(Record):
     original: float | None
     pruned: float
     recovered: float
+    kinds: dict[str, KindLoss] = Field(default_factory=dict)
 
     @property
     def share(self) -> float | None:

@@ -7,8 +7,9 @@ Llama checkpoint in the precision of the pruned one, and what it came to on text
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 import psutil
 import torch
@@ -20,8 +21,8 @@ from edgeprune.model.checkpoint import Checkpoint, write_checkpoint
 from edgeprune.model.shape import LlamaShape
 from edgeprune.model.tensors import tensor_specs
 from edgeprune.records import digest, file_digest
-from edgeprune.recovery.held_out import cross_entropy, n_predicted
-from edgeprune.recovery.recipe import Method, Pruned, Recipe, Recovered
+from edgeprune.recovery.held_out import Labelled, cross_entropy, n_predicted
+from edgeprune.recovery.recipe import KindLoss, Method, Pruned, Recipe, Recovered
 from edgeprune.recovery.texts import read_examples
 from edgeprune.recovery.trainer import Models, Teacher, Trained, quiet, train
 
@@ -44,7 +45,7 @@ def recover(
         pruned: The model.
         destination: The checkpoint directory to write; what is there is replaced at the end.
         recipe: How it is trained.
-        data: The user's text; the shipped texts when None.
+        data: The user's text; the shipped calibration kinds when None.
         work: Where a training that is killed is gone on with; deleted at the end.
         checkpointing: Compute activations again instead of holding them; None does so when they
             would take more than half of the RAM that is free.
@@ -75,20 +76,38 @@ def recover(
         return None
     notify("writing the trained model")
     _write(student, trained, recipe, work, destination)
-    losses = []
-    for name, checkpoint in (("unpruned", original), ("pruned", student),
-                             ("trained", Checkpoint(destination))):
-        notify(f"judging the {name} model on text not trained on")
-        losses.append(None if checkpoint is None else cross_entropy(checkpoint, trained.held_out))
+    models = {"unpruned": original, "pruned": student, "trained": Checkpoint(destination)}
+    texts = {kind: [(tokens, tokens) for tokens in windows]
+             for kind, windows in examples.kinds.items() if windows}
+    kinds = {kind: _judged(models, kind, found, notify) for kind, found in texts.items()}
+    own = trained.held_out or [example for found in texts.values() for example in found]
+    whole = (_judged(models, "text not trained on", own, notify) if trained.held_out
+             else _mean(list(kinds.values())))
     shutil.rmtree(work)
-    unpruned, before, after = losses
-    assert before is not None and after is not None  # noqa: S101, PT018 - for mypy
     return Recovered(
         recipe=recipe, text=examples.name, n_examples=trained.n_examples,
         processes=trained.processes, seconds=trained.seconds, began_at=trained.began_at,
-        losses=trained.losses,
-        n_held_out=n_predicted(trained.held_out), original=unpruned, pruned=before,
-        recovered=after)
+        losses=trained.losses, n_held_out=n_predicted(own), kinds=kinds, **whole.model_dump())
+
+
+def _judged(
+    models: Mapping[str, Checkpoint | None], what: str, examples: Sequence[Labelled],
+    notify: Callable[[str], None],
+) -> KindLoss:
+    """Return the cross entropies of the unpruned, the pruned and the trained model on a text."""
+    found = list[float | None]()
+    for name, checkpoint in models.items():
+        notify(f"judging the {name} model on {what}")
+        found.append(None if checkpoint is None else cross_entropy(checkpoint, examples))
+    return KindLoss.model_validate(dict(zip(KindLoss.model_fields, found, strict=True)))
+
+
+def _mean(kinds: Sequence[KindLoss]) -> KindLoss:
+    """Return the means over kinds of text, all alike."""
+    originals = [kind.original for kind in kinds if kind.original is not None]
+    return KindLoss(original=fmean(originals) if originals else None,
+                    pruned=fmean(kind.pruned for kind in kinds),
+                    recovered=fmean(kind.recovered for kind in kinds))
 
 
 def _teacher(

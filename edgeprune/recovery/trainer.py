@@ -130,7 +130,7 @@ def train(
         trainer = (_Distiller if recipe.method is Method.DISTILL else SFTTrainer)(
             model=model, args=arguments, processing_class=models.tokenizer,
             train_dataset=Dataset.from_list(examples.train),
-            eval_dataset=Dataset.from_list(examples.held_out),
+            eval_dataset=Dataset.from_list(examples.held_out) if examples.held_out else None,
             peft_config=_adapters(recipe), callbacks=[_Progress(notify)])
     except ValueError as error:  # TRL's, over the examples
         raise InputError(f"{examples.name} cannot be trained on ({error})") from error
@@ -144,7 +144,7 @@ def train(
     seconds = time.monotonic() - began
     trainer.save_model(str(work / "trained"))
     losses = tuple(float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry)
-    held_out = [(row["input_ids"], row["labels"]) for row in trainer.eval_dataset]
+    held_out = [(row["input_ids"], row["labels"]) for row in trainer.eval_dataset or ()]
     return Trained(
         directory=work / "trained", losses=losses, seconds=seconds,
         began_at=_step(newest) if newest else 0, n_examples=len(trainer.train_dataset),

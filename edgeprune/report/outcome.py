@@ -43,12 +43,14 @@ class Recovery(Record):
     Attributes:
         training: The training, and what it came to for the checkpoint.
         perplexity: Of the artifact that was not trained.
-        share: Of the log-perplexity that the artifact had lost, how much came back; None when it
-            had lost none.
+        kinds: What that lost on each kind of text; None in files of older versions.
+        share: Of the log-perplexity that the artifact had lost, how much came back, the mean over
+            the kinds; None when it had lost none.
     """
 
     training: Recovered
     perplexity: float
+    kinds: Kinds | None = None
     share: float | None
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from edgeprune.recovery.recipe import Recovered
+from edgeprune.recovery.recipe import KindLoss, Recovered
 
 
 def recovery_lines(found: Recovered) -> list[str]:
@@ -27,7 +27,27 @@ def recovery_lines(found: Recovered) -> list[str]:
         lines.append(share_in_words(found.share))
     elif found.original is not None:
         lines.append("pruning had lost nothing on that text")
-    return lines
+    worst_first = sorted(found.kinds.items(), key=lambda one: -_lost(one[1]))
+    return [*lines, *(_kind_line(kind, loss) for kind, loss in worst_first)]
+
+
+def _lost(loss: KindLoss) -> float:
+    """Return what a trained model still lacks; without an unpruned one, what it lost by training.
+
+    In nats per token.
+    """
+    return loss.recovered - (loss.pruned if loss.original is None else loss.original)
+
+
+def _kind_line(kind: str, loss: KindLoss) -> str:
+    back = "" if loss.share is None else f", {loss.share:.1%} came back"
+    if loss.recovered > loss.pruned:
+        back = ", worse than before it was trained"
+    if loss.original is None:
+        return f"  {kind}: {loss.pruned:.3f} -> {loss.recovered:.3f} nats per token{back}"
+    before, after = (nats - loss.original for nats in (loss.pruned, loss.recovered))
+    return (f"  {kind}: {before:+.3f} -> {after:+.3f} nats per token over the unpruned model"
+            f"{back}")
 
 
 def share_in_words(share: float) -> str:

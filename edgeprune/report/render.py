@@ -279,12 +279,20 @@ def replies_in_words(found: Divergence) -> str:
 
 def recovery_in_words(outcome: Outcome) -> str:
     """Return what training brought back of what the artifact had lost."""
-    found = outcome.recovery
+    found, kinds = outcome.recovery, outcome.kinds
     assert found is not None  # noqa: S101 - for mypy
     share = "" if found.share is None else f": {share_in_words(found.share)}"
+    change = (f"perplexity on WikiText-2 {found.perplexity:.2f} -> {outcome.after.perplexity:.2f}, "
+              f"unpruned {outcome.before.perplexity:.2f}")
+    if found.kinds and kinds:
+        change = (f"on the worst kind of text {_worst_nats(found.kinds)} -> {_worst_nats(kinds)} "
+                  f"nats per token, on the mean {found.kinds.lost:+.3f} -> {kinds.lost:+.3f}")
     return (f"recovery ({found.training.recipe.describe()}; {found.training.text}; "
-            f"{found.training.seconds / 60:.1f} min): perplexity {found.perplexity:.2f} -> "
-            f"{outcome.after.perplexity:.2f}, unpruned {outcome.before.perplexity:.2f}{share}")
+            f"{found.training.seconds / 60:.1f} min): {change}{share}")
+
+
+def _worst_nats(found: Kinds) -> str:
+    return f"{math.log(found.kinds[found.worst].ratio):+.3f}"
 
 
 def judged_in_words(found: Judged) -> str:

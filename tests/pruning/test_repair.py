@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from edgeprune.pruning.repair import NormalEquations, fit
+from edgeprune.pruning.repair import FLOOR, NormalEquations, fit
 
 
 def _random(*dims: int, seed: int = 0) -> Tensor:
@@ -33,12 +33,23 @@ def test_damping_is_ridge_regression_towards_the_weights_as_they_are() -> None:
     inputs, targets, prior = _random(60, 9), _random(60, 5, seed=1), _random(5, 9, seed=2)
     damping = 0.7
     # the same as rows of their own, that ask for the prior: lstsq of the stacked system
-    share = (damping * inputs.square().sum(0).mean()).sqrt()
-    stacked = torch.cat([inputs, share * torch.eye(9)]).double()
-    wanted = torch.cat([targets, share * prior.T]).double()
+    energy = inputs.square().sum(0)
+    shares = (damping * (energy + FLOOR * energy.mean())).sqrt()
+    stacked = torch.cat([inputs, shares.diag()]).double()
+    wanted = torch.cat([targets, shares[:, None] * prior.T]).double()
     expected = torch.linalg.lstsq(stacked, wanted).solution.T
     found = _equations(inputs, targets).solve(prior, damping)
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_scale_of_an_input_does_not_matter() -> None:
+    """Three inputs are a thousand times the others: what comes out is the same."""
+    inputs, targets, prior = _random(60, 9), _random(60, 5, seed=1), _random(5, 9, seed=2)
+    scale = torch.tensor([1000.0] * 3 + [1.0] * 6)
+    plain = _equations(inputs, targets).solve(prior, 0.7)
+    found = _equations(inputs * scale, targets).solve(prior / scale, 0.7) * scale
+    assert (plain - prior).abs().max() > 0.1
+    torch.testing.assert_close(inputs @ found.T, inputs @ plain.T, rtol=0.1, atol=0.1)
 
 
 def test_the_error_is_that_of_the_outputs() -> None:

@@ -16,6 +16,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from edgeprune.data.kinds import shipped_kinds
 from edgeprune.errors import InputError, UsageError
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import Cuts
@@ -73,7 +74,9 @@ def test_the_loss_goes_down_and_a_stock_llama_comes_out(
     LlamaForCausalLM.from_pretrained(tmp_path / "out")
     assert not (tmp_path / "work").exists()
     assert any("training: step" in line for line in said)
+    assert list(found.kinds) == list(shipped_kinds("evaluation"))
     if way == "distill":
+        assert all(loss.original is not None for loss in found.kinds.values())
         assert found.share is not None
         assert found.original is not None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from edgeprune.quality.evaluate import Divergence, Evaluation, Quality, Step
 from edgeprune.quality.judge import tally
 from edgeprune.quality.windows import Reading
-from edgeprune.recovery.recipe import RECIPES, Recovered
+from edgeprune.recovery.recipe import RECIPES, KindLoss, Recovered
 from edgeprune.report.evaluation import quality_line, step_rows
 from edgeprune.report.outcome import Recovery
 from edgeprune.report.recovery import recovery_lines, share_in_words
@@ -27,6 +27,14 @@ def test_a_training_says_what_came_back() -> None:
                  "loss 2.000 -> 1.000", "pruned 29.96, trained 22.20, unpruned 20.09",
                  "75.0% of the lost log-perplexity came back"):
         assert text in lines
+    kinds = {"code": KindLoss(original=2.0, pruned=3.0, recovered=2.5),
+             "manual": KindLoss(original=2.0, pruned=3.0, recovered=3.25)}
+    assert recovery_lines(trained(kinds=kinds))[-2:] == [
+        ("  manual: +1.000 -> +1.250 nats per token over the unpruned model, worse than before it "
+         "was trained"),
+        "  code: +1.000 -> +0.500 nats per token over the unpruned model, 50.0% came back"]
+    alone = {"code": KindLoss(original=None, pruned=3.0, recovered=2.5)}
+    assert "code: 3.000 -> 2.500 nats" in recovery_lines(trained(original=None, kinds=alone))[-1]
     assert "in 2 processes" in recovery_lines(trained(processes=2))[0]
     assert len(recovery_lines(trained(original=None))) == 2
     assert "lost nothing" in recovery_lines(trained(original=3.5))[-1]
