@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 DAMPINGS = (1.0, 10.0)  # the less text, the larger the best
-FLOOR = 1e-4  # of the mean energy: added to every input's, for those that are hardly ever active
+FLOOR = 1e-8  # of the mean energy: added to every input's, for those that are never active
 FOLDS, FOLDS_ON_TRIAL = 4, 2  # each costs as much as fitting once by every damping
 
 
@@ -54,11 +54,6 @@ class NormalEquations:
         """Return the sums over the tokens of both."""
         return NormalEquations(self.gram + other.gram, self.cross + other.cross,
                                self.power + other.power)
-
-    def __sub__(self, other: NormalEquations) -> NormalEquations:
-        """Return the sums without those of a part."""
-        return NormalEquations(self.gram - other.gram, self.cross - other.cross,
-                               self.power - other.power)
 
     def error(self, weight: Tensor) -> float:
         """Return ||W X - T||^2 of some weights `(h, k)`."""
@@ -108,12 +103,16 @@ def fit(
     folds = [fold.beyond(prior) for fold in folds if fold.power > 0]
     if len(folds) < 2:
         return prior
-    whole = sum(folds[1:], folds[0])
     worst = dict.fromkeys(dampings, 0.0)
-    for fold in folds:
-        rest = whole - fold
+    for i, fold in enumerate(folds):
+        # not the whole less the fold: an input that is active in that one alone would leave noise
+        rest = _added([*folds[:i], *folds[i + 1:]])
         for damping in dampings:
             share = fold.error(rest.change(damping)) / fold.power if fold.power > 0 else 1.0
             worst[damping] = max(worst[damping], share)
     best = min(dampings, key=lambda damping: worst[damping])
-    return prior if worst[best] >= 1 else prior + whole.change(best)
+    return prior if worst[best] >= 1 else prior + _added(folds).change(best)
+
+
+def _added(folds: Sequence[NormalEquations]) -> NormalEquations:
+    return sum(folds[1:], folds[0])
