@@ -39,7 +39,8 @@ WIKITEXT = "wikitext"  # articles of the same corpus are calibrated on: not amon
 EVALUATED = Windows(8, 512)
 CUTS = {"components": Cuts(components=64), "layers": Cuts(layers=(12, 13, 14, 17)),
         "ffn": Cuts(ffn_channels=512), "layer-and-components": Cuts(layers=(14,), components=64),
-        "layer-17-and-components": Cuts(layers=(17,), components=64)}
+        "layer-17-and-components": Cuts(layers=(17,), components=64),
+        "two-layers": Cuts(layers=(14, 17)), "three-layers": Cuts(layers=(12, 14, 17))}
 
 
 def main() -> int:

@@ -142,7 +142,7 @@ def run(
         "Train the pruned model before it is exported: distill, distill-lora, sft or sft-lora "
         "(see `recover`)."))] = None,
     recover_data: Annotated[Path | None, typer.Option("--recover-data", help=(
-        "What it is trained on; an excerpt of WikiText-2 when left out."))] = None,
+        "What it is trained on; the shipped kinds of text when left out."))] = None,
     judge: JudgeName = None,
     judge_model: JudgeModel = None,
     judge_prompts: Annotated[Path | None, typer.Option("--judge-prompts", help=(

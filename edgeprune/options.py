@@ -33,7 +33,7 @@ class Options(Record):
         allow_quality_loss: Deploy an ONNX model however much its format loses by itself.
         recover: How the pruned model is trained, one of `edgeprune.recovery.recipe.RECIPES`; not at
             all when None.
-        recover_data: What it is trained on; the shipped texts when None.
+        recover_data: What it is trained on; the shipped calibration kinds when None.
         judge: An LLM that judges the artifact: a URL or a .gguf file.
         judge_model: The endpoint's name for it.
         judge_prompts: What the models reply to.
