@@ -20,7 +20,7 @@ def recover(
         "A run directory, or the checkpoint of a pruned model."))],
     data: Annotated[Path | None, typer.Option(help=(
         "What is learnt from: UTF-8 text, or .jsonl of text, of messages (with the model's chat "
-        "template), or of prompt and completion. The shipped kinds of text when left out."))] = None,
+        "template), or of prompt and completion. The shipped kinds when left out."))] = None,
     original: Annotated[str | None, typer.Option(help=(
         "The unpruned model: a directory, a .gguf file or 'smollm2'; a run directory knows it."))
     ] = None,

@@ -26,17 +26,17 @@ from edgeprune.planning.demand import Demand
 from edgeprune.planning.greedy import Plan
 from edgeprune.profiling.profile import Profile, profile
 from edgeprune.pruning.calibration import Corpus, Effort, Objective
+from edgeprune.pruning.forward import Loss
 from edgeprune.quality.evaluate import (
-    Divergence,
     Kinds,
     Quality,
-    divergence,
     judge_kinds,
+    kinds_losses,
     perplexity,
 )
 from edgeprune.quality.judge import Judge, Judged, judge_artifact
 from edgeprune.quality.loss import check_loss, perplexity_as
-from edgeprune.quality.windows import EACH, Text
+from edgeprune.quality.windows import EACH, ONE_EACH, Text
 from edgeprune.records import Record, digest, file_digest
 from edgeprune.recovery.recipe import Pruned, Recovered, Training
 from edgeprune.rundir import MODEL, RECOVERED, RunDirectory, SharedDirectory
@@ -160,25 +160,27 @@ class Stages:
     def quantization_loss(self) -> float:
         """Return what the number format alone loses of the unpruned model, nats per token.
 
-        The mean KL divergence from its F16 file on the calibration text: the choice of a format is
-        not to know the evaluation text.
+        The mean KL divergence from its F16 file, as the objective takes it over the kinds of
+        calibration text: the choice of a format is not to know the evaluation text.
         """
-        def make() -> Divergence:
+        def make() -> Kinds:
             exact = self.run.make(
                 "unpruned-F16", digest(self.model_key, "F16"), "quantization/F16.gguf",
                 lambda path: self._export(self.checkpoint, path, "F16"))
             quantized = exact.with_name(f"{self.quant}.gguf")
             try:
                 self._export(self.checkpoint, quantized, self.quant)
-                text = Text("calibration", (shipped_text("calibration"),))
-                return divergence(quantized, exact, text=text,
-                                  notify=self.device.notify)
+                return kinds_losses(quantized, exact, texts, reading=ONE_EACH,
+                                    notify=self.device.notify)
             finally:
                 quantized.unlink(missing_ok=True)
 
-        key = digest(self.model_key, self.quant, shipped_text("calibration"))
-        return self.run.record(f"quantization-{self.quant}", key,
-                               f"quantization/{self.quant}.json", Divergence, make).kl_mean
+        texts = [Text(kind, passages, fewest=1)
+                 for kind, passages in self.calibration.kinds.items()]
+        found = self.run.record(
+            f"quantization-{self.quant}", digest(self.model_key, self.quant, texts, ONE_EACH),
+            f"quantization/{self.quant}.json", Kinds, make)
+        return self.objective.of(Loss(nats=found.lost, divergence=found.kl_mean, worst=found.kl))
 
     def unpruned_perplexity(self, quant: str) -> Quality:
         """Take the perplexity of the unpruned model in a number format, here."""

@@ -90,7 +90,7 @@ class Kinds(Record):
         kinds: By the kind's name.
         reading: How each was read.
         replies: The divergence along what the unpruned model itself replies to users' prompts; None
-            in files of older versions.
+            where that was not asked.
     """
 
     kinds: dict[str, Step]
@@ -106,6 +106,11 @@ class Kinds(Record):
     def lost(self) -> float:
         """What is lost of the log-perplexity, the mean over the kinds, nats per token."""
         return sum(math.log(step.ratio) for step in self.kinds.values()) / len(self.kinds)
+
+    @property
+    def kl_mean(self) -> float:
+        """The mean divergence, of all kinds alike, nats per token."""
+        return sum(step.divergence.kl_mean for step in self.kinds.values()) / len(self.kinds)
 
     @property
     def kl(self) -> float:
@@ -256,12 +261,21 @@ def judge_kinds(
     artifact: Path, original: Path, texts: Sequence[Text], *, reading: Reading = EACH,
     threads: int | None = None, notify: Callable[[str], None] = lambda _: None,
 ) -> Kinds:
+    """Return what an artifact loses of another on each kind of text, and along its replies."""
+    found = kinds_losses(artifact, original, texts, reading=reading, threads=threads, notify=notify)
+    return found.model_copy(update={
+        "replies": replies_divergence(artifact, original, threads=threads, notify=notify)})
+
+
+def kinds_losses(
+    artifact: Path, original: Path, texts: Sequence[Text], *, reading: Reading,
+    threads: int | None = None, notify: Callable[[str], None] = lambda _: None,
+) -> Kinds:
     """Return what an artifact loses of another on each kind of text; as `evaluate`."""
     found = evaluate_each(artifact, texts, original=original, reading=reading, threads=threads,
                           notify=notify)
     return Kinds(kinds={one.text: one.total for one in found if one.total is not None},
-                 reading=reading,
-                 replies=replies_divergence(artifact, original, threads=threads, notify=notify))
+                 reading=reading)
 
 
 def replies_divergence(

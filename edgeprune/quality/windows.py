@@ -63,6 +63,7 @@ STANDARD = Reading()
 
 
 EACH = Reading(windows=4)  # of each kind of text
+ONE_EACH = Reading(windows=1)
 
 
 class Text(NamedTuple):

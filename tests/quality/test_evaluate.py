@@ -234,6 +234,11 @@ def test_each_kind_of_text_is_judged_by_itself(
     for text in texts:
         alone = evaluate(quantized, original=whole, text=text, reading=reading)
         assert found.kinds[text.name] == alone.total
+    divergences = [step.divergence.kl_mean for step in found.kinds.values()]
+    assert found.kl == max(divergences)
+    assert found.kl_mean == pytest.approx(sum(divergences) / 2)
+    assert found.lost == pytest.approx(math.log(math.prod(
+        step.after / step.before for step in found.kinds.values())) / 2)
     with pytest.raises(InputError, match="at least 128 tokens"):
         judge_kinds(quantized, whole, [Text("short", ("few words",), fewest=1)], reading=reading)
 
