@@ -88,7 +88,10 @@ def test_a_run_holds_its_budget_and_leaves_everything(
     for step in kinds.values():
         assert step["divergence"]["n_tokens"] >= 511
         assert step["divergence"]["kl_mean"] > 0
+    replies = outcome["kinds"]["replies"]
+    assert f"own replies, {replies['n_tokens']} tokens" in report
     found = json.loads(cli("eval", str(run), "--json").stdout)
+    assert found["replies"]["n_tokens"] > 0
     assert found["quality"]["perplexity"] == pytest.approx(outcome["after"]["perplexity"])
     assert found["artifact"] == "small-Q4_K_M.gguf"
     # of the run's kinds only the artifact is the same here: it is held against the unpruned F16

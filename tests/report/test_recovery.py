@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from edgeprune.quality.evaluate import Divergence, Evaluation, Quality, Step
+import math
+
+from edgeprune.quality.evaluate import Divergence, Evaluation, Kinds, Quality, Step
 from edgeprune.quality.judge import tally
 from edgeprune.quality.windows import Reading
 from edgeprune.recovery.recipe import RECIPES, KindLoss, Recovered
@@ -46,6 +48,16 @@ def test_a_run_tells_recovery_and_judge() -> None:
                     judged=tally("big", ["loss", "tie", "invalid"]))
     lines = "\n".join(verdict_lines(found))
     assert "perplexity 30.00 -> 25.00, unpruned 20.00: 50.0% of the lost" in lines
+    def lost(nats: float) -> Kinds:
+        divergence = Divergence(kl_mean=0.1, kl_p99=1.5, top1_agreement=0.9, n_tokens=10)
+        return Kinds(reading=Reading(), kinds={
+            kind: Step(before=10.0, after=10.0 * math.exp(share * nats), divergence=divergence)
+            for kind, share in (("code", 1.0), ("manual", 0.5))})
+
+    by_kind = outcome(kinds=lost(0.2), recovery=Recovery(
+        training=trained(), perplexity=30.0, kinds=lost(0.8), share=0.75))
+    assert ("on the worst kind of text +0.800 -> +0.200 nats per token, on the mean +0.600 -> "
+            "+0.150: 75.0% of the lost") in "\n".join(verdict_lines(by_kind))
     assert "judge big: 0 won, 1 tied, 1 lost, 1 answered with nonsense; loss 50.0%" in lines
     assert "nonsense" not in judged_in_words(tally("big", ["win"]))
 

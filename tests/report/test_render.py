@@ -115,6 +115,11 @@ def test_the_kind_of_text_that_loses_most_comes_first() -> None:
     assert verdict_lines(told)[-1] == (
         "  loses most on dialogue: perplexity 10.00 -> 20.00 (2.00 times, +0.693 nats per token), "
         "the same first choice for 88% of the tokens")
+    replies = Divergence(kl_mean=0.25, kl_p99=1.0, top1_agreement=0.75, n_tokens=96)
+    told = outcome(kinds=kinds.model_copy(update={"replies": replies}))
+    assert verdict_lines(told)[-1] == (
+        "  along the unpruned model's own replies, 96 tokens: the same first choice for 75%, 0.250 "
+        "nats of divergence")
     table = report(told).split("## Quality, by kind of text")[1].splitlines()[2:6]
     assert [line.split(" | ")[0] for line in table] == ["| kind of text", "| :--", "| dialogue",
                                                        "| code"]
