@@ -47,7 +47,7 @@ def test_a_run_tells_recovery_and_judge() -> None:
     found = outcome(recovery=Recovery(training=trained(), perplexity=30.0, share=0.5),
                     judged=tally("big", ["loss", "tie", "invalid"]))
     lines = "\n".join(verdict_lines(found))
-    assert "perplexity 30.00 -> 25.00, unpruned 20.00: 50.0% of the lost" in lines
+    assert "perplexity on WikiText-2 30.00 -> 25.00, unpruned 20.00: 50.0% of the lost" in lines
     def lost(nats: float) -> Kinds:
         divergence = Divergence(kl_mean=0.1, kl_p99=1.5, top1_agreement=0.9, n_tokens=10)
         return Kinds(reading=Reading(), kinds={
