@@ -1,12 +1,14 @@
 """Print what cuts lose on each kind of text, by what they were calibrated on, repaired or not.
 
     python benchmarks/kinds.py [--effort medium] [--calibrations wikitext,broad] [--cuts NAME,...]
+                               [--drawings 0,1,2,3] [--repaired-only]
 
 SmolLM2, float32: increase of the loss in nats per token over the unpruned model, on windows of 512
 tokens of the shipped evaluation kinds and of the WikiText excerpt. `wikitext` is the shipped
 calibration excerpt, `broad` the shipped calibration kinds, as many windows of each. Nothing is
 planned: the cuts are the same in every row of a name, what is kept within a layer is chosen by each
-calibration.
+calibration. A drawing takes other windows of the calibration text: its passages begin a quarter
+later each.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import argparse
 import sys
 import time
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -49,20 +52,23 @@ def main() -> int:
     parser.add_argument("--effort", default=Effort.MEDIUM, choices=list(Effort))
     parser.add_argument("--calibrations", default="wikitext,broad", help="names with commas")
     parser.add_argument("--cuts", default=",".join(CUTS), help="names with commas")
+    parser.add_argument("--drawings", default="0", help="of 0 to 3, with commas")
+    parser.add_argument("--repaired-only", action="store_true", help="leave the others out")
     arguments = parser.parse_args()
     checkpoint = Checkpoint(resolve_model("smollm2")[1])
     texts = evaluation_windows(checkpoint.path)
     unpruned = {kind: output(checkpoint, tokens) for kind, tokens in texts.items()}
     print(f"{datetime.now(UTC):%Y-%m-%d}; {describe_machine()}; torch {torch.__version__}; "
           f"effort {arguments.effort}\n")
-    print(f"| cut | calibrated on | repaired | worst | {' | '.join(texts)} | s |")
-    print("| :-- | :-- | :-- |" + " --: |" * (len(texts) + 2), flush=True)
-    for calibration in arguments.calibrations.split(","):
-        corpus = corpus_of(calibration)
+    print(f"| cut | calibrated on | drawing | repaired | worst | {' | '.join(texts)} | s |")
+    print("| :-- | :-- | --: | :-- |" + " --: |" * (len(texts) + 2), flush=True)
+    for calibration, drawing in product(arguments.calibrations.split(","),
+                                        map(int, arguments.drawings.split(","))):
+        corpus = corpus_of(calibration, drawing)
         for name in arguments.cuts.split(","):
             cuts = CUTS[name]
             for repair in (True, False):
-                if cuts.components and not repair:
+                if not repair and (cuts.components or arguments.repaired_only):
                     continue  # components are what repair makes of a model
                 began = time.monotonic()
                 with TemporaryDirectory() as scratch:
@@ -71,17 +77,22 @@ def main() -> int:
                     seconds = time.monotonic() - began
                     found = increases(pruned, texts, unpruned)
                 worst = max(loss for kind, loss in found.items() if kind != WIKITEXT)
-                print(f"| {name} | {calibration} | {'yes' if repair else 'no'} | {worst:.3f} | "
+                print(f"| {name} | {calibration} | {drawing} | {'yes' if repair else 'no'} | {worst:.3f} | "
                       + " | ".join(f"{loss:.3f}" for loss in found.values())
                       + f" | {seconds:.0f} |", flush=True)
     return 0
 
 
-def corpus_of(name: str) -> Corpus:
-    """Return what a name of `--calibrations` stands for."""
+def corpus_of(name: str, drawing: int) -> Corpus:
+    """Return what a name of `--calibrations` stands for, its text begun some quarters later."""
     if name == "wikitext":
-        return Corpus({"text": (shipped_text("calibration"),)})
-    return calibration_corpus()
+        text = shipped_text("calibration")
+        begin = len(text) * drawing // 4
+        return Corpus({"text": (text[begin:] + text[:begin],)})
+    found = calibration_corpus().kinds
+    return Corpus({kind: (*passages[len(passages) * drawing // 4 :],
+                          *passages[: len(passages) * drawing // 4])
+                   for kind, passages in found.items()})
 
 
 def evaluation_windows(model: Path) -> dict[str, torch.Tensor]:
