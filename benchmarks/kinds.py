@@ -77,9 +77,9 @@ def main() -> int:
                     seconds = time.monotonic() - began
                     found = increases(pruned, texts, unpruned)
                 worst = max(loss for kind, loss in found.items() if kind != WIKITEXT)
-                print(f"| {name} | {calibration} | {drawing} | {'yes' if repair else 'no'} | {worst:.3f} | "
-                      + " | ".join(f"{loss:.3f}" for loss in found.values())
-                      + f" | {seconds:.0f} |", flush=True)
+                cells = [name, calibration, str(drawing), "yes" if repair else "no",
+                         *(f"{loss:.3f}" for loss in (worst, *found.values())), f"{seconds:.0f}"]
+                print(f"| {' | '.join(cells)} |", flush=True)
     return 0
 
 
