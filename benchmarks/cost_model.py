@@ -76,11 +76,11 @@ def main() -> int:
     with booted, _opened(arguments.target) as device:
         pilot, pace = try_out(device, shape, quant)
         fitted = design(shape, quant, pace)
-        unseen = [_unseen(shape, pace, row) for row in UNSEEN]
+        unseen = [_unseen(shape, quant, pace, row) for row in UNSEEN]
         # one of each by turns: huge pages grow on processes that were loaded earlier
         order = sorted(range(len(fitted) + len(unseen)), key=lambda i: i % len(fitted))
         points = [*fitted, *unseen]
-        measured, laid = measure_points(device, [points[i] for i in order], quant, pilot,
+        measured, laid = measure_points(device, [points[i] for i in order], pilot,
                                         seconds=arguments.seconds, rounds=MOST_ROUNDS)
         if len(measured) != len(points):
             sys.exit(f"{arguments.target} has too little RAM for all {len(points)} models at once")
@@ -100,20 +100,20 @@ def _opened(name: str) -> Iterator[Device]:
 
 
 def _unseen(
-    base: LlamaShape, pace: Pace, row: tuple[int, int, int, int, int, float, float]
+    base: LlamaShape, quant: str, pace: Pace, row: tuple[int, int, int, int, int, float, float]
 ) -> DesignPoint:
     layers, groups, queries, ffn, hidden, prompt, new = row
     shape = Cuts(components=base.hidden_size - hidden).shape(base).replace(
         num_hidden_layers=layers, num_key_value_heads=groups,
         num_attention_heads=groups * queries, intermediate_size=ffn)
-    return DesignPoint(shape, Workload(n_prompt=max(4, round(prompt * pace.n_long)),
-                                       n_new=round(new * pace.n_new)))
+    return DesignPoint(shape, quant, Workload(n_prompt=max(4, round(prompt * pace.n_long)),
+                                              n_new=round(new * pace.n_new)))
 
 
 def _report(
     samples: Sequence[Sample], n_fitted: int, metadata: int, device: Device, quant: str
 ) -> None:
-    points, latency = points_of(samples, quant), typical(samples, "request_latency_ms")
+    points, latency = points_of(samples), typical(samples, "request_latency_ms")
     model = fit_cost_model(points[:n_fitted], quant, device.threads, metadata)
     rounds = [len(sample.measurement.token_ns) for sample in samples]
     blocks = samples[-1].block + 1

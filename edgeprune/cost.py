@@ -112,7 +112,7 @@ class CostModel(Record):
         worst_residual: By metric, the largest relative error on the measured shapes.
         error: By metric, the relative error to expect of a prediction: typical (one sigma) over
             the measured shapes, each predicted by a fit to the others.
-        quant: Number format of the files.
+        quant: Number format of the files whose cost is predicted.
         threads: CPU threads.
         metadata_bytes: What a file holds before the list of its tensors: numbers, the tokenizer.
         cache_mb: What the caches keep from one token to the next; 0 where none was noticed.
@@ -125,6 +125,10 @@ class CostModel(Record):
     threads: int
     metadata_bytes: int
     cache_mb: float = 0.0
+
+    def of(self, quant: str) -> CostModel:
+        """Return the model of files in another number format, whose types were priced, too."""
+        return self.model_copy(update={"quant": quant})
 
     def predict(
         self, shape: LlamaShape, n_prompt: int, n_new: int, n_ctx: int | None = None

@@ -94,16 +94,23 @@ class Cutting:
         Raises:
             InfeasibleError: The budget cannot be held.
         """
+        repaired = self.strategy.repair is Repair.LEAST_SQUARES
+        if not repaired or self.strategy.planner is not Planner.JOINT or self.effort.finalists < 2:
+            # nothing is built that could tell what components lose
+            return self.sketch(demand)
+        plans = joint_plans(self.checkpoint.shape, demand, self._score)
+        return plans[0] if plans[0].cuts == Cuts() else self._best(plans, demand)
+
+    def sketch(self, demand: Demand) -> Plan:
+        """Plan by what candidates are scored at, with nothing built: to compare demands.
+
+        Raises:
+            InfeasibleError: The budget cannot be held.
+        """
         def influence(first: int, count: int) -> float:  # statistics only where a recipe asks
             return self._similarity.influence(first, count)
 
-        shape, planner = self.checkpoint.shape, self.strategy.planner
-        repaired = self.strategy.repair is Repair.LEAST_SQUARES
-        if not repaired or planner is not Planner.JOINT or self.effort.finalists < 2:
-            # nothing is built that could tell what components lose
-            return follow(planner, shape, demand, self._score, influence)
-        plans = joint_plans(shape, demand, self._score)
-        return plans[0] if plans[0].cuts == Cuts() else self._best(plans, demand)
+        return follow(self.strategy.planner, self.checkpoint.shape, demand, self._score, influence)
 
     def _best(self, plans: Sequence[Plan], demand: Demand) -> Plan:
         """Build the best of each plan, then what comes next to the one that loses the least."""

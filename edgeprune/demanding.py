@@ -6,12 +6,16 @@ Out: a `Demand` for the planner, and the stages of the chosen format.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
+
+import numpy as np
 
 from edgeprune.device.measure import Measurement
 from edgeprune.errors import InfeasibleError
 from edgeprune.judging import measured_value, measured_values
+from edgeprune.model.shape import LlamaShape
 from edgeprune.planning.aim import MARGIN
 from edgeprune.planning.bounds import check_demand
 from edgeprune.planning.budget import COST_METRICS, MEDIAN, Budget, Metric, value_of
@@ -20,7 +24,7 @@ from edgeprune.profiling.profile import Profile, cost_of
 from edgeprune.report.render import cuts_in_words, profile_in_words
 from edgeprune.stages import Stages
 
-AUTO_QUANTS = ("Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")
+AUTO_QUANTS = ("Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")  # each finer than those before it
 
 
 def median_limits(budget: Budget, baseline: Measurement) -> dict[Metric, float]:
@@ -60,8 +64,6 @@ def choose_format(
 ) -> tuple[Stages, Demand, Profile]:
     """Return the stages of the number format that loses least, its demand and its profile.
 
-    What a format loses by itself, its divergence from F16, is added to what the cuts lose.
-
     Args:
         stages: Of the format that the user named, or of the one that percentages refer to.
         budget: What the user demands.
@@ -72,29 +74,58 @@ def choose_format(
     Raises:
         InfeasibleError: No format can hold the budget.
     """
-    profiled = stages.profile()
+    profiled = stages.profile([q for q in AUTO_QUANTS if q != stages.quant] if auto else ())
     say(profile_in_words(profiled))
     demand = demand_of(stages, budget, profiled, baseline)
     if not auto:
         return stages, demand, profiled
-    found: list[tuple[float, Stages, Demand, Profile]] = []
-    for quant in AUTO_QUANTS:
+    best = _best_format(stages, demand, say)
+    if best is None:
+        check_demand(stages.checkpoint.shape, demand, profiled.read_bytes_per_s)
+        raise InfeasibleError("no number format can hold the budget", got=budget.text)
+    say(f"format: {best[0].quant} loses least")
+    return *best, profiled
+
+
+def _best_format(
+    stages: Stages, demand: Demand, say: Callable[[str], None]
+) -> tuple[Stages, Demand] | None:
+    """Plan in each format that may be the best one; None where no cut holds the budget in any.
+
+    What a format loses by itself, its divergence from F16, is added to what the cuts are scored at.
+    """
+    best, found = math.inf, None
+    for quant in formats_worth_a_plan(stages.checkpoint.shape, demand):
         other = replace(stages, quant=quant)
-        known = other.profile()
-        model = known.model.model_copy(update={"metadata_bytes": demand.model.metadata_bytes})
-        wanted = demand.model_copy(update={"model": model})
+        wanted = demand.model_copy(update={"model": demand.model.of(quant)})
+        quantized = other.quantization_loss()
+        by_itself = f"{quant}: loses {quantized:.4f} nats per token by itself"
+        if quantized >= best:
+            say(f"{by_itself}, more than the best so far with its cuts")
+            continue
         try:
-            plan = other.plan(0, wanted)
+            plan = other.sketch(wanted)
         except InfeasibleError:
             say(f"{quant}: no cut holds the budget")
             continue
-        quantized, pruned = other.quantization_loss(), plan.loss_increase
-        say(f"{quant}: loses {quantized:.4f} nats per token by itself, {pruned:.4f} by "
-            f"{cuts_in_words(plan)}")
-        found.append((quantized + pruned, other, wanted, known))
-    if not found:
-        check_demand(stages.checkpoint.shape, demand, profiled.read_bytes_per_s)
-        raise InfeasibleError("no number format can hold the budget", got=budget.text)
-    _, chosen, demand, profiled = min(found, key=lambda one: one[0])
-    say(f"format: {chosen.quant} loses least")
-    return chosen, demand, profiled
+        pruned = plan.loss_increase
+        say(f"{by_itself}, {pruned:.4f} by {cuts_in_words(plan)}")
+        if quantized + pruned < best:
+            best, found = quantized + pruned, (other, wanted)
+    return found
+
+
+def formats_worth_a_plan(shape: LlamaShape, demand: Demand) -> list[str]:
+    """Return the formats but those that a finer one costs no more than, of fewest bits first. Pure.
+
+    Args:
+        shape: The unpruned model's.
+        demand: Its limits tell which costs count; its model knows the prices of every format.
+    """
+    def costs(quant: str) -> list[float]:
+        predicted = demand.model_copy(update={"model": demand.model.of(quant)}).predict(shape)
+        return [value_of(metric, predicted, demand.budget.n_new) for metric in demand.limits]
+
+    cost = {quant: np.array(costs(quant)) for quant in AUTO_QUANTS}
+    return [quant for i, quant in enumerate(AUTO_QUANTS)
+            if not any((cost[finer] <= cost[quant]).all() for finer in AUTO_QUANTS[i + 1:])]

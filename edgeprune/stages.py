@@ -144,10 +144,10 @@ class Stages:
                              f"baseline/{artifact_name(self.name, self.reference)}",
                              lambda path: self._export(self.checkpoint, path, self.reference))
 
-    def profile(self) -> Profile:
-        """Profile the target for shapes around this model's."""
+    def profile(self, others: Sequence[str] = ()) -> Profile:
+        """Profile the target for shapes around this model's, and for what else they may be in."""
         found = profile(self.device, self.checkpoint.shape, self.quant, self.profiles,
-                        seconds=self.profile_seconds)
+                        others=others, seconds=self.profile_seconds)
         found.write(self.run.path / "profile.json")
         return found
 
@@ -156,6 +156,12 @@ class Stages:
         name = f"plan-{number}" + ("" if self.quant == self.reference else f"-{self.quant}")
         return self.run.record(name, self.cutting.plan_key(demand), f"rounds/{number}/{name}.json",
                                Plan, lambda: self.cutting.plan(demand))
+
+    def sketch(self, demand: Demand) -> Plan:
+        """Choose cuts by scores alone, to see what this number format comes to."""
+        name = f"sketch-{self.quant}"
+        return self.run.record(name, self.cutting.plan_key(demand), f"quantization/{name}.json",
+                               Plan, lambda: self.cutting.sketch(demand))
 
     def quantization_loss(self) -> float:
         """Return what the number format alone loses of the unpruned model, nats per token.

@@ -1,10 +1,11 @@
 """What to measure for a profile: few synthetic shapes and requests in which every cost moves. Pure.
 
-In: the model's shape, how fast the target is. Out: points, the reference first.
+In: the model's shape, number formats, how fast the target is. Out: points, the reference first.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from edgeprune.device.measure import Workload
@@ -26,9 +27,10 @@ class Pace(NamedTuple):
 
 
 class DesignPoint(NamedTuple):
-    """One shape with the request that it is measured with."""
+    """One shape in a number format, with the request that it is measured with."""
 
     shape: LlamaShape
+    quant: str
     workload: Workload
 
 
@@ -45,13 +47,16 @@ def reference_shape(shape: LlamaShape, quant: str) -> LlamaShape:
     return shape.replace(num_hidden_layers=min(shape.num_hidden_layers, max(4, fitting)))
 
 
-def design(shape: LlamaShape, quant: str, pace: Pace) -> list[DesignPoint]:
+def design(
+    shape: LlamaShape, quant: str, pace: Pace, others: Sequence[str] = ()
+) -> list[DesignPoint]:
     """Return the points to measure; the first is the reference with a short prompt.
 
     Depth, KV groups, query heads in groups, FFN, hidden states, vocabulary and context each move,
     and the costs that grow with the context do so at several depths and widths. Some prompts are no
     whole fours of tokens, which kernels take at once; their replies are longer, which tells what
-    only the first tokens of a reply cost.
+    only the first tokens of a reply cost. Of each other format it takes two shapes to tell what its
+    number types cost: what a layer or an attended token costs is the same in all.
     """
     whole = reference_shape(shape, quant)
     depths = [max(1, whole.num_hidden_layers // n) for n in (1, 2, 4)]
@@ -76,7 +81,12 @@ def design(shape: LlamaShape, quant: str, pace: Pace) -> list[DesignPoint]:
     for width in block_widths_below(shape.hidden_size)[:1]:
         fewer = Cuts(components=shape.hidden_size - width)
         points += [(fewer.shape(deep), short), (fewer.shape(half), long)]
-    return [DesignPoint(*point) for point in dict.fromkeys(points)]
+    found = [DesignPoint(one, quant, workload) for one, workload in dict.fromkeys(points)]
+    for other in others:
+        whole = reference_shape(shape, other)
+        half = whole.replace(num_hidden_layers=max(1, whole.num_hidden_layers // 2))
+        found += [DesignPoint(whole, other, short), DesignPoint(half, other, long)]
+    return found
 
 
 def _heads(shape: LlamaShape, groups: int, queries: int) -> LlamaShape:

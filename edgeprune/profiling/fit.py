@@ -43,9 +43,10 @@ TYPE_TIE = 0.3
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A measured shape: the request, and what it cost."""
+    """A measured shape in a number format: the request, and what it cost."""
 
     shape: LlamaShape
+    quant: str
     n_prompt: int
     n_new: int
     cost: Cost
@@ -59,13 +60,14 @@ def fit_cost_model(
 
     Args:
         points: Measured shapes; at least two that differ in depth.
-        quant: Number format of the measured files.
+        quant: Number format that the model is to predict; `CostModel.of` makes it one of any other
+            among the points.
         threads: CPU threads that were used.
         metadata_bytes: Kept in the model; profiled files have no tokenizer in theirs.
     """
-    cache_mb = _cache_mb(points, quant, threads)
+    cache_mb = _cache_mb(points, threads)
     prices, worst, error = {}, {}, {}
-    for metric, rows, wanted, scale in _problems(points, quant, threads, cache_mb):
+    for metric, rows, wanted, scale in _problems(points, threads, cache_mb):
         names, amounts = _amounts(rows)
         matrix, target = amounts / scale[:, None], wanted / scale
         solution = _solve(matrix, target, names)
@@ -76,13 +78,13 @@ def fit_cost_model(
                      threads=threads, metadata_bytes=metadata_bytes, cache_mb=cache_mb)
 
 
-def _cache_mb(points: Sequence[Point], quant: str, threads: int) -> float:
+def _cache_mb(points: Sequence[Point], threads: int) -> float:
     """Return the size of the cache that predicts left-out shapes best, 0 when none does clearly."""
-    read = [read_mb(p.shape, quant, p.n_prompt, p.n_new) for p in points]
+    read = [read_mb(p.shape, p.quant, p.n_prompt, p.n_new) for p in points]
     token = np.array([p.cost.token_ms for p in points])
 
     def error(cache_mb: float) -> float:
-        names, amounts = _amounts([_token_features(p, quant, threads, cache_mb) for p in points])
+        names, amounts = _amounts([_token_features(p, threads, cache_mb) for p in points])
         errors = np.abs(_left_out(amounts / token[:, None], np.ones_like(token), names))
         # but the worst: of the one shape of another vocabulary the others say little
         return float(np.linalg.norm(np.sort(errors)[:-1]))
@@ -96,13 +98,14 @@ def _amounts(rows: Sequence[Features]) -> tuple[list[str], Matrix]:
     return names, np.array([[row.get(name, 0.0) for name in names] for row in rows])
 
 
-def _token_features(point: Point, quant: str, threads: int, cache_mb: float) -> Features:
+def _token_features(point: Point, threads: int, cache_mb: float) -> Features:
     room = context_tokens(point.n_prompt, point.n_new, point.n_ctx)
-    return token_features(point.shape, quant, point.n_prompt, point.n_new, room, threads, cache_mb)
+    return token_features(point.shape, point.quant, point.n_prompt, point.n_new, room, threads,
+                          cache_mb)
 
 
 def _problems(
-    points: Sequence[Point], quant: str, threads: int, cache_mb: float
+    points: Sequence[Point], threads: int, cache_mb: float
 ) -> Iterator[tuple[str, list[Features], Vector, Vector]]:
     """Yield for each metric the features, what they must add up to, and what errors are shares of.
 
@@ -110,14 +113,15 @@ def _problems(
     """
     cost = {name: np.array([getattr(p.cost, name) for p in points]) for name in Cost.model_fields}
     ttft, token = cost["ttft_ms"], cost["token_ms"]
-    yield "ttft_ms", [prompt_features(p.shape, quant, p.n_prompt) for p in points], ttft, ttft
+    yield "ttft_ms", [prompt_features(p.shape, p.quant, p.n_prompt) for p in points], ttft, ttft
     rooms = [context_tokens(p.n_prompt, p.n_new, p.n_ctx) for p in points]
-    yield "token_ms", [_token_features(p, quant, threads, cache_mb) for p in points], token, token
-    known = sum((cost[name] for name in known_ram(quant)), np.zeros(len(points)))
-    yield "ram_bytes", [ram_features(p.shape, quant, p.n_prompt, room)
+    yield "token_ms", [_token_features(p, threads, cache_mb) for p in points], token, token
+    # formats of one runtime
+    known = sum((cost[name] for name in known_ram(points[0].quant)), np.zeros(len(points)))
+    yield "ram_bytes", [ram_features(p.shape, p.quant, p.n_prompt, room)
                         for p, room in zip(points, rooms, strict=True)], (
         cost["ram_bytes"] - known), cost["ram_bytes"]
-    yield REPACKED, [repack_features(p.shape, quant) for p in points], cost[REPACKED], (
+    yield REPACKED, [repack_features(p.shape, p.quant) for p in points], cost[REPACKED], (
         cost["file_bytes"])
 
 

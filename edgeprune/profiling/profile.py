@@ -42,10 +42,12 @@ class Sample(Record):
     """One measured shape.
 
     Attributes:
+        quant: Its number format.
         block: Shapes of one block were measured in turn; the first of each block is the same shape.
     """
 
     shape: LlamaShape
+    quant: str
     measurement: Measurement
     block: int
 
@@ -54,6 +56,7 @@ class Profile(Record):
     """What was measured on a target for the shapes around one model, and the fit.
 
     Attributes:
+        quant: Number format of the artifact; some shapes were measured in others, too.
         read_bytes_per_s: How fast the threads read memory together.
         sent_bytes: What was sent to the target to measure this, beyond the runtime.
         seconds: How long it took.
@@ -71,7 +74,7 @@ class Profile(Record):
     def fitted_anew(self) -> Profile:
         """Return the profile with its cost model fitted to its samples by this version."""
         return self.model_copy(update={"model": fit_cost_model(
-            points_of(self.samples, self.quant), self.quant, self.threads,
+            points_of(self.samples), self.quant, self.threads,
             self.model.metadata_bytes)})
 
     @property
@@ -93,17 +96,19 @@ class Laid(NamedTuple):
     sent_bytes: int
 
 
-def profile_path(device: Device, shape: LlamaShape, quant: str, directory: Path) -> Path:
+def profile_path(
+    device: Device, shape: LlamaShape, quant: str, directory: Path, others: Sequence[str] = ()
+) -> Path:
     """Return where a profile is kept: under the hash of everything that its numbers depend on."""
     runtime = ONNXRUNTIME if is_onnx(quant) else LLAMA_CPP_PYTHON
     key = digest(__version__, device.facts.identity(), runtime, device.threads, UBATCH, shape,
-                 quant)
+                 quant, tuple(others))
     return directory / device.target.name / f"{key}.json"
 
 
 def profile(
     device: Device, shape: LlamaShape, quant: str, directory: Path, *,
-    seconds: float | None = None, fresh: bool = False,
+    others: Sequence[str] = (), seconds: float | None = None, fresh: bool = False,
 ) -> Profile:
     """Return the profile for a model's shape on a target, measured when there is none on disk.
 
@@ -114,25 +119,28 @@ def profile(
         shape: The unpruned model.
         quant: Number format of the artifact.
         directory: Where profiles are kept, `profiles/`.
+        others: Further formats of the same runtime that the artifact may get.
         seconds: Its shapes are measured for so long at most, on a busy machine twice; `SECONDS`
             when None.
         fresh: Measure even when there is one on disk.
     """
-    path = profile_path(device, shape, quant, directory)
+    path = profile_path(device, shape, quant, directory, others)
     if not fresh and path.is_file() and not (known := Profile.read(path)).is_disturbed:
         return known.fitted_anew()
-    result = _measured(device, shape, quant, seconds or SECONDS)
+    result = _measured(device, shape, quant, others, seconds or SECONDS)
     result.write(path)
     return result
 
 
-def _measured(device: Device, shape: LlamaShape, quant: str, seconds: float) -> Profile:
+def _measured(
+    device: Device, shape: LlamaShape, quant: str, others: Sequence[str], seconds: float
+) -> Profile:
     began = time.monotonic()
     speed = device.run_job({"kind": "bandwidth", "threads": device.threads}, "reading memory")
     pilot, pace = try_out(device, shape, quant)
-    samples, laid = measure_points(device, design(shape, quant, pace), quant, pilot,
+    samples, laid = measure_points(device, design(shape, quant, pace, others), pilot,
                                    seconds=seconds)
-    fitted = fit_cost_model(points_of(samples, quant), quant, device.threads,
+    fitted = fit_cost_model(points_of(samples), quant, device.threads,
                             laid[0].metadata_bytes)
     return Profile(
         facts=device.facts, quant=quant, threads=device.threads, samples=samples, model=fitted,
@@ -145,7 +153,7 @@ def try_out(device: Device, shape: LlamaShape, quant: str) -> tuple[Measurement,
     """Measure the reference briefly, to learn how much RAM it takes and which requests fit."""
     reference = reference_shape(shape, quant)
     with ExitStack() as on_target:
-        laid = on_target.enter_context(lay_out(device, DesignPoint(reference, PILOT), quant))
+        laid = on_target.enter_context(lay_out(device, DesignPoint(reference, quant, PILOT)))
         (pilot,) = measure_in_turn(device, [laid.subject], PILOT, "trying out the target",
                                    attempts=1)
     return pilot, pace_seen(pilot)
@@ -161,12 +169,12 @@ def pace_seen(pilot: Measurement) -> Pace:
 
 
 def measure_points(
-    device: Device, points: Sequence[DesignPoint], quant: str, pilot: Measurement,
-    *, seconds: float, rounds: int = ROUNDS,
+    device: Device, points: Sequence[DesignPoint], pilot: Measurement, *, seconds: float,
+    rounds: int = ROUNDS,
 ) -> tuple[tuple[Sample, ...], list[Laid]]:
     """Measure points in turn, in blocks that the target's RAM holds; the first point is in each."""
     with ExitStack() as on_target:
-        laid = [on_target.enter_context(lay_out(device, point, quant)) for point in points]
+        laid = [on_target.enter_context(lay_out(device, point)) for point in points]
         subjects = [one.subject for one in laid]
         return _measure_blocks(device, points, subjects, pilot, seconds, rounds), laid
 
@@ -186,8 +194,8 @@ def _measure_blocks(
         measured = measure_in_turn(device, [subjects[i] for i in block], each, what,
                                    seconds=seconds / len(blocks), precision=PRECISION,
                                    attempts=ATTEMPTS)
-        samples += [Sample(shape=points[i].shape, measurement=m, block=number)
-                    for i, m in zip(block, measured, strict=True)]
+        samples += [Sample(shape=points[i].shape, quant=points[i].quant, measurement=m,
+                           block=number) for i, m in zip(block, measured, strict=True)]
     return tuple(samples)
 
 
@@ -204,7 +212,7 @@ def blocks_of(need_bytes: Sequence[float], room_bytes: float) -> list[list[int]]
     return blocks
 
 
-def points_of(samples: Iterable[Sample], quant: str) -> list[Point]:
+def points_of(samples: Iterable[Sample]) -> list[Point]:
     """Return each measured shape once, with its typical cost (`edgeprune.profiling.polish`)."""
     blocks = _by_block(samples)
     once = [sample for number, block in enumerate(blocks)
@@ -216,8 +224,9 @@ def points_of(samples: Iterable[Sample], quant: str) -> list[Point]:
         room = context_tokens(request.n_prompt, request.n_new, request.n_ctx)
         cost = cost_of(sample.measurement).model_copy(update={
             "ttft_ms": ttft_ms, "token_ms": token_ms,
-            "kv_cache_bytes": kv_cache_bytes(sample.shape, quant, room)})
-        points.append(Point(sample.shape, request.n_prompt, request.n_new, cost, request.n_ctx))
+            "kv_cache_bytes": kv_cache_bytes(sample.shape, sample.quant, room)})
+        points.append(Point(sample.shape, sample.quant, request.n_prompt, request.n_new, cost,
+                            request.n_ctx))
     return points
 
 
@@ -253,14 +262,14 @@ def cost_of(measurement: Measurement) -> Cost:
 
 
 @contextmanager
-def lay_out(device: Device, point: DesignPoint, quant: str) -> Iterator[Laid]:
+def lay_out(device: Device, point: DesignPoint) -> Iterator[Laid]:
     """Put a model without weights on a target, and delete it at the end.
 
     The target makes up the tensors: a few kilobytes are sent for any size.
     """
     with TemporaryDirectory() as scratch:
         device.notify(f"laying out {point.shape.describe()}")
-        model = synthetic(point.shape, quant, Path(scratch))
+        model = synthetic(point.shape, point.quant, Path(scratch))
         remote, sent_bytes = device.put_model(model.file), model.file.stat().st_size
     subject = Subject({model.key: remote, **model.rest}, model.model_bytes, point.workload)
     try:

@@ -46,10 +46,10 @@ def best_threads(device: Device, shape: LlamaShape, quant: str, directory: Path)
     _, pace = try_out(device, shape, quant)
     whole = reference_shape(shape, quant)
     half = whole.replace(num_hidden_layers=max(1, whole.num_hidden_layers // 2))
-    point = DesignPoint(half, Workload(n_prompt=pace.n_short, n_new=pace.n_new))
+    point = DesignPoint(half, quant, Workload(n_prompt=pace.n_short, n_new=pace.n_new))
     counts = candidates(device.facts.cpus)
     with ExitStack() as on_target:
-        laid = on_target.enter_context(lay_out(device, point, quant))
+        laid = on_target.enter_context(lay_out(device, point))
         subjects = [laid.subject._replace(threads=count) for count in counts]
         measured = measure_in_turn(device, subjects, Workload(n_prompt=1, n_new=2, requests=ROUNDS),
                                    f"trying {len(counts)} numbers of threads", seconds=SECONDS)

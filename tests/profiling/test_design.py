@@ -26,6 +26,14 @@ def test_each_dimension_and_the_context_move() -> None:
     assert len(set(points)) == len(points) <= 18
 
 
+def test_each_other_format_is_measured_in_two_depths() -> None:
+    points = design(SMOLLM2, "Q4_K_M", PACE, ("Q4_0", "Q8_0"))
+    alone = design(SMOLLM2, "Q4_K_M", PACE)
+    assert points[: len(alone)] == alone
+    assert [(p.quant, p.shape.num_hidden_layers) for p in points[len(alone):]] == [
+        ("Q4_0", 30), ("Q4_0", 15), ("Q8_0", 30), ("Q8_0", 15)]
+
+
 @pytest.mark.parametrize(("groups", "heads"), [(9, 9), (1, 9), (1, 1)])
 def test_shapes_that_lack_a_dimension_have_fewer_points(groups: int, heads: int) -> None:
     shape = SMOLLM2.replace(num_key_value_heads=groups, num_attention_heads=heads)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,11 +19,13 @@ from tests.test_cost import SMOLLM2, machine
 PACE = Pace(32, 256, 32)
 
 
-def points_of(model: CostModel, base: LlamaShape = SMOLLM2) -> list[Point]:
+def points_of(
+    model: CostModel, base: LlamaShape = SMOLLM2, others: Sequence[str] = ()
+) -> list[Point]:
     """Return the points of a profile of a machine that costs what `model` says."""
-    return [Point(p.shape, p.workload.n_prompt, p.workload.n_new,
-                  model.predict(p.shape, p.workload.n_prompt, p.workload.n_new))
-            for p in design(base, "Q4_K_M", PACE)]
+    return [Point(p.shape, p.quant, p.workload.n_prompt, p.workload.n_new,
+                  model.of(p.quant).predict(p.shape, p.workload.n_prompt, p.workload.n_new))
+            for p in design(base, "Q4_K_M", PACE, others)]
 
 
 @settings(deadline=None, max_examples=12)
@@ -45,7 +50,7 @@ def test_a_machine_that_the_model_describes_is_recovered(
 
 def test_noise_shows_as_an_error_to_expect_and_no_price_is_negative() -> None:
     rng = np.random.default_rng(1)
-    noisy = [Point(p.shape, p.n_prompt, p.n_new, p.cost.scaled(
+    noisy = [Point(p.shape, p.quant, p.n_prompt, p.n_new, p.cost.scaled(
         {name: float(rng.normal(1, 0.04)) for name in METRICS})) for p in points_of(machine())]
     fitted = fit_cost_model(noisy, "Q4_K_M", 2, 1000)
     assert 0.01 < fitted.error["token_ms"] < 0.15
@@ -70,7 +75,7 @@ def test_a_cache_that_holds_the_smaller_shapes_is_found() -> None:
 
 def test_noise_is_no_cache() -> None:
     rng = np.random.default_rng(2)
-    noisy = [Point(p.shape, p.n_prompt, p.n_new,
+    noisy = [Point(p.shape, p.quant, p.n_prompt, p.n_new,
                    p.cost.scaled({"token_ms": float(rng.normal(1, 0.02))}))
              for p in points_of(machine())]
     assert fit_cost_model(noisy, "Q4_K_M", 2, 1000).cache_mb == 0
@@ -81,6 +86,22 @@ def test_the_types_that_a_cpu_keeps_twice_are_learnt() -> None:
     kept = {name: price for name, price in fitted.prices[REPACKED].items() if price > 0.5}
     assert set(kept) == {"Q4_K stored", "Q8_0 stored"}
     assert all(price == pytest.approx(1, abs=1e-3) for price in kept.values())
+
+
+def test_two_shapes_in_another_format_tell_what_its_types_cost() -> None:
+    plain = machine(read=0.05)
+    types = {"Q4_0 MB": 0.03, "Q8_0 MB": 0.02}
+    true = plain.model_copy(update={"prices": {**plain.prices, "token_ms": {
+        **plain.prices["token_ms"], **types}}})
+    fitted = fit_cost_model(points_of(true, others=("Q4_0", "Q8_0")), "Q4_K_M", 2, 1000)
+    cut = SMOLLM2.replace(num_hidden_layers=24, intermediate_size=1280)
+    for shape, quant in itertools.product((SMOLLM2, cut), ("Q4_K_M", "Q4_0", "Q8_0")):
+        found, real = (model.of(quant).predict(shape, 32, 100) for model in (fitted, true))
+        assert found.token_ms == pytest.approx(real.token_ms, rel=0.03)
+        assert found.file_bytes == real.file_bytes
+    with_q4_0, without = (model.of("Q4_0").predict(SMOLLM2, 32, 100).token_ms for model in (
+        fitted, fit_cost_model(points_of(true), "Q4_K_M", 2, 1000)))
+    assert without > 1.1 * with_q4_0  # nothing told that it is cheap
 
 
 def test_a_model_of_one_layer_can_be_fitted() -> None:

@@ -137,14 +137,14 @@ def test_little_ram_makes_blocks_that_share_the_first_shape(small: Path, device:
     device.facts = device.facts.model_copy(update={
         "ram_bytes": 2**28 + 5 * pilot.memory.peak_bytes})
     points = design(shape, "Q4_K_M", pace)
-    samples, _ = measure_points(device, points, "Q4_K_M", pilot, seconds=SECONDS)
+    samples, _ = measure_points(device, points, pilot, seconds=SECONDS)
     blocks = {sample.block for sample in samples}
     assert len(blocks) > 1
     for block in blocks:
         own = [sample for sample in samples if sample.block == block]
         assert own[0].shape == points[0].shape
         assert len(own) > 1
-    found = points_of(samples, "Q4_K_M")
+    found = points_of(samples)
     assert [(p.shape, p.n_prompt) for p in found] == [
         (p.shape, p.workload.n_prompt) for p in points]
 

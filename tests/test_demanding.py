@@ -1,0 +1,29 @@
+"""Which number formats are planned in."""
+
+from __future__ import annotations
+
+from edgeprune.cost import CostModel
+from edgeprune.demanding import AUTO_QUANTS, formats_worth_a_plan
+from edgeprune.planning.budget import Metric, parse_budget
+from edgeprune.planning.demand import Demand
+from tests.test_cost import SMOLLM2, machine
+
+
+def _worth_a_plan(model: CostModel, *limited: Metric) -> list[str]:
+    demand = Demand(budget=parse_budget("100 tokens < 75%"), model=model, factors={}, margin=0.0,
+                    limits=dict.fromkeys(limited, 1.0))
+    return formats_worth_a_plan(SMOLLM2, demand)
+
+
+def test_a_format_that_costs_more_than_a_finer_one_is_left_out() -> None:
+    plain = machine()
+    quick = plain.model_copy(update={"prices": {**plain.prices, "token_ms": {
+        **plain.prices["token_ms"], "Q8_0 MB": 0.03}}})
+    # 8 bits cost less than 5, 6, and the mix of Q4_K_M; 4 bits alone cost less than they
+    assert _worth_a_plan(quick, Metric.LATENCY) == ["Q4_0", "Q8_0"]
+
+
+def test_each_cost_that_has_a_limit_counts() -> None:
+    assert _worth_a_plan(machine(), Metric.LATENCY, Metric.SIZE) == list(AUTO_QUANTS)
+    # where nothing is limited, nothing speaks for fewer bits
+    assert _worth_a_plan(machine()) == ["Q8_0"]
