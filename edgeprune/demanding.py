@@ -10,8 +10,6 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
-
 from edgeprune.device.measure import Measurement
 from edgeprune.errors import InfeasibleError
 from edgeprune.judging import measured_value, measured_values
@@ -94,10 +92,16 @@ def _best_format(
 
     What a format loses by itself, its divergence from F16, is added to what the cuts are scored at.
     """
-    best, found = math.inf, None
-    for quant in formats_worth_a_plan(stages.checkpoint.shape, demand):
+    shape, best, found = stages.checkpoint.shape, math.inf, None
+    pruned = dict[str, float]()
+    for quant in formats_worth_a_plan(shape, demand):
+        # what costs no less has to be cut no less
+        if max((pruned[other] for other in pruned if _costs_no_less(shape, demand, quant, other)),
+               default=0.0) >= best:
+            say(f"{quant}: its cuts alone would lose more")
+            continue
         other = replace(stages, quant=quant)
-        wanted = demand.model_copy(update={"model": demand.model.of(quant)})
+        wanted = _in_format(demand, quant)
         quantized = other.quantization_loss()
         by_itself = f"{quant}: loses {quantized:.4f} nats per token by itself"
         if quantized >= best:
@@ -108,10 +112,10 @@ def _best_format(
         except InfeasibleError:
             say(f"{quant}: no cut holds the budget")
             continue
-        pruned = plan.loss_increase
-        say(f"{by_itself}, {pruned:.4f} by {cuts_in_words(plan)}")
-        if quantized + pruned < best:
-            best, found = quantized + pruned, (other, wanted)
+        pruned[quant] = plan.loss_increase
+        say(f"{by_itself}, {pruned[quant]:.4f} by {cuts_in_words(plan)}")
+        if quantized + pruned[quant] < best:
+            best, found = quantized + pruned[quant], (other, wanted)
     return found
 
 
@@ -122,10 +126,17 @@ def formats_worth_a_plan(shape: LlamaShape, demand: Demand) -> list[str]:
         shape: The unpruned model's.
         demand: Its limits tell which costs count; its model knows the prices of every format.
     """
-    def costs(quant: str) -> list[float]:
-        predicted = demand.model_copy(update={"model": demand.model.of(quant)}).predict(shape)
-        return [value_of(metric, predicted, demand.budget.n_new) for metric in demand.limits]
-
-    cost = {quant: np.array(costs(quant)) for quant in AUTO_QUANTS}
     return [quant for i, quant in enumerate(AUTO_QUANTS)
-            if not any((cost[finer] <= cost[quant]).all() for finer in AUTO_QUANTS[i + 1:])]
+            if not any(_costs_no_less(shape, demand, quant, finer)
+                       for finer in AUTO_QUANTS[i + 1:])]
+
+
+def _costs_no_less(shape: LlamaShape, demand: Demand, quant: str, other: str) -> bool:
+    """Tell whether a format costs no less than another in all that is limited."""
+    ours, theirs = (_in_format(demand, one).predict(shape) for one in (quant, other))
+    return all(value_of(metric, ours, demand.budget.n_new)
+               >= value_of(metric, theirs, demand.budget.n_new) for metric in demand.limits)
+
+
+def _in_format(demand: Demand, quant: str) -> Demand:
+    return demand.model_copy(update={"model": demand.model.of(quant)})

@@ -12,11 +12,17 @@ the ridge regression of standardized inputs (Hoerl and Kennard, 1970): a few inp
 thousand times the others, and the mean of the diagonal is theirs. Of several dampings g that one is
 taken which does best on kinds of text that were left out, among them the weights as they are: on
 other kinds no repair is worse than none.
+
+Which damping does best is told by a few random combinations of the outputs, not by all of them:
+trying one takes a Cholesky factor, and products that grow with the outputs. What an error comes to
+in the combinations is its own length but for a tenth (Johnson and Lindenstrauss, 1984), and they
+are the same for every damping.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -24,6 +30,7 @@ from torch import Tensor
 DAMPINGS = (0.01, 1.0, 10.0)  # least where others repeat what is gone, most on little text
 FLOOR = 1e-8  # of the mean energy: added to every input's, for those that are never active
 FOLDS, FOLDS_ON_TRIAL = 4, 2  # each costs as much as fitting once by every damping
+COMBINATIONS = 64  # of the outputs, by which dampings are compared
 
 
 class NormalEquations:
@@ -32,7 +39,7 @@ class NormalEquations:
     Attributes:
         gram: X X^T, `(k, k)`.
         cross: T X^T, `(h, k)`.
-        power: ||T||^2.
+        power: ||T||^2, of many outputs that of their combinations.
     """
 
     def __init__(self, gram: Tensor, cross: Tensor, power: float = 0.0) -> None:
@@ -48,22 +55,28 @@ class NormalEquations:
         """Take in `(n_tokens, k)` inputs and `(n_tokens, h)` targets."""
         self.gram.addmm_(inputs.T, inputs)
         self.cross.addmm_(targets.T, inputs)
-        self.power += float(targets.square().sum())
+        self.power += float(_combined(targets.T).square().sum())
 
     def __add__(self, other: NormalEquations) -> NormalEquations:
         """Return the sums over the tokens of both."""
         return NormalEquations(self.gram + other.gram, self.cross + other.cross,
                                self.power + other.power)
 
+    def combined(self) -> NormalEquations:
+        """Return the equations of the outputs' combinations; of few outputs, of themselves."""
+        return NormalEquations(self.gram, _combined(self.cross), self.power)
+
     def error(self, weight: Tensor) -> float:
-        """Return ||W X - T||^2 of some weights `(h, k)`."""
+        """Return ||W X - T||^2 of some weights `(h, k)`, where these are `combined`."""
         fitted = torch.addmm(self.cross, weight, self.gram, beta=-2)
         return float((fitted * weight).sum()) + self.power
 
     def beyond(self, prior: Tensor) -> NormalEquations:
         """Return the equations of what `prior`, `(h, k)`, lacks: of T - W X instead of T."""
-        return NormalEquations(self.gram, torch.addmm(self.cross, prior, self.gram, alpha=-1),
-                               self.error(prior))
+        lacking = torch.addmm(self.cross, prior, self.gram, alpha=-1)
+        # ||T - W X||^2 = ||T||^2 - <W, T X^T> - <W, (T - W X) X^T>
+        power = self.power - float((prior * (self.cross + lacking)).sum())
+        return NormalEquations(self.gram, lacking, power)
 
     def solve(self, prior: Tensor, damping: float) -> Tensor:
         """Return the weights `(h, k)` of least squares, damped towards `prior`.
@@ -100,19 +113,34 @@ def fit(
         prior: Weights as they are, `(h, k)`.
         dampings: Shares of every input's energy.
     """
-    folds = [fold.beyond(prior) for fold in folds if fold.power > 0]
+    folds = [fold for fold in folds if fold.power > 0]
     if len(folds) < 2:
         return prior
+    lacking = [fold.combined().beyond(_combined(prior)) for fold in folds]
     worst = dict.fromkeys(dampings, 0.0)
-    for i, fold in enumerate(folds):
+    for i, fold in enumerate(lacking):
         # not the whole less the fold: an input that is active in that one alone would leave noise
-        rest = _added([*folds[:i], *folds[i + 1:]])
+        rest = _added([*lacking[:i], *lacking[i + 1:]])
         for damping in dampings:
             share = fold.error(rest.change(damping)) / fold.power if fold.power > 0 else 1.0
             worst[damping] = max(worst[damping], share)
     best = min(dampings, key=lambda damping: worst[damping])
-    return prior if worst[best] >= 1 else prior + _added(folds).change(best)
+    return prior if worst[best] >= 1 else _added(folds).solve(prior, best)
 
 
 def _added(folds: Sequence[NormalEquations]) -> NormalEquations:
     return sum(folds[1:], folds[0])
+
+
+def _combined(outputs: Tensor) -> Tensor:
+    """Return combinations, `(COMBINATIONS, n)`, of many outputs `(h, n)`; few stay as they are."""
+    if len(outputs) <= COMBINATIONS:
+        return outputs
+    return _combinations(len(outputs)).to(outputs) @ outputs
+
+
+@cache
+def _combinations(n_outputs: int) -> Tensor:
+    """Return the same random matrix each time, `(COMBINATIONS, n_outputs)`, of unit columns."""
+    drawn = torch.randn(COMBINATIONS, n_outputs, generator=torch.Generator().manual_seed(0))
+    return torch.nn.functional.normalize(drawn, dim=0)

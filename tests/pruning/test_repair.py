@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from edgeprune.pruning.repair import FLOOR, NormalEquations, fit
+from edgeprune.pruning.repair import FLOOR, NormalEquations, _combined, fit
 
 
 def _random(*dims: int, seed: int = 0) -> Tensor:
@@ -99,6 +99,36 @@ def test_the_damping_is_the_best_in_the_fold_where_it_does_worst(
     if worst[best] > 1 - 1e-3:
         allowed.append(prior)
     assert any(torch.allclose(found, one, rtol=1e-3, atol=1e-3) for one in allowed)
+
+
+def test_of_many_outputs_some_combinations_tell_the_error_and_the_damping() -> None:
+    n_outputs, prior = 300, _random(300, 12, seed=9)
+    folds = []
+    for seed in range(3):
+        inputs = _random(40, 12, seed=seed)
+        wanted = inputs @ (prior + 0.3 * _random(n_outputs, 12, seed=5)).T
+        wanted[:, 7] *= 30  # one output is most of the energy, as in a Llama
+        folds.append((inputs, wanted + 2 * _random(40, n_outputs, seed=seed + 20)))
+    equations = [_equations(*fold) for fold in folds]
+    for one, (inputs, wanted) in zip(equations, folds, strict=True):
+        exact = float((inputs @ prior.T - wanted).square().sum())
+        found = one.combined()
+        assert len(found.cross) < n_outputs / 4
+        assert found.beyond(_combined(prior)).power == pytest.approx(exact, rel=0.5)
+
+    def worst(damping: float) -> float:
+        shares = []
+        for i, (inputs, wanted) in enumerate(folds):
+            first, *others = (one for j, one in enumerate(equations) if j != i)
+            fitted = sum(others, first).solve(prior, damping)
+            shares.append(float((inputs @ fitted.T - wanted).square().sum()
+                                / (inputs @ prior.T - wanted).square().sum()))
+        return max(shares)
+
+    dampings = (0.003, 0.3, 30.0)
+    best = min(dampings, key=worst)
+    whole = sum(equations[1:], equations[0])
+    torch.testing.assert_close(fit(equations, prior, dampings), whole.solve(prior, best))
 
 
 def test_what_helps_one_kind_and_harms_another_is_left() -> None:
