@@ -23,7 +23,8 @@ from tests.arm import machine as arm
 ROOT = Path(__file__).parent.parent
 LOCAL, ARM = "local", "qemu-arm64"
 TITLES = {LOCAL: "This machine", ARM: "The emulated ARM machine, over SSH"}
-BUDGETS = {LOCAL: "100 tokens < 75%", ARM: "8 tokens after 4 < 80%"}
+OPTIONS = {LOCAL: ("--budget", "100 tokens < 75%", "--quant", "auto"),
+           ARM: ("--budget", "8 tokens after 4 < 80%")}
 
 
 def main() -> int:
@@ -52,7 +53,7 @@ def _replace(target: str, text: str) -> None:
 
 def _section(target: str, scratch: Path) -> str:
     """Run the main job and return its output as Markdown; stops when it did not end met."""
-    arguments = ("--target", target, "--budget", BUDGETS[target])
+    arguments = ("--target", target, *OPTIONS[target])
     argv = [sys.executable, "-m", "edgeprune.cli", "run", "smollm2", *arguments]
     places = ["--runs", str(scratch), "--targets", str(ROOT / "targets"),
               "--profiles", str(scratch / "profiles")]

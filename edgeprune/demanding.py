@@ -22,6 +22,7 @@ from edgeprune.profiling.profile import Profile, cost_of
 from edgeprune.report.render import cuts_in_words, profile_in_words
 from edgeprune.stages import Stages
 
+ROOM = 1.5  # RAM that two loaded models take, of the bytes of their files
 AUTO_QUANTS = ("Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")  # each finer than those before it
 
 
@@ -77,7 +78,7 @@ def choose_format(
     demand = demand_of(stages, budget, profiled, baseline)
     if not auto:
         return stages, demand, profiled
-    best = _best_format(stages, demand, say)
+    best = _best_format(stages, demand, baseline, say)
     if best is None:
         check_demand(stages.checkpoint.shape, demand, profiled.read_bytes_per_s)
         raise InfeasibleError("no number format can hold the budget", got=budget.text)
@@ -86,7 +87,7 @@ def choose_format(
 
 
 def _best_format(
-    stages: Stages, demand: Demand, say: Callable[[str], None]
+    stages: Stages, demand: Demand, baseline: Measurement | None, say: Callable[[str], None]
 ) -> tuple[Stages, Demand] | None:
     """Plan in each format that may be the best one; None where no cut holds the budget in any.
 
@@ -101,12 +102,12 @@ def _best_format(
             say(f"{quant}: its cuts alone would lose more")
             continue
         other = replace(stages, quant=quant)
-        wanted = _in_format(demand, quant)
         quantized = other.quantization_loss()
         by_itself = f"{quant}: loses {quantized:.4f} nats per token by itself"
         if quantized >= best:
             say(f"{by_itself}, more than the best so far with its cuts")
             continue
+        wanted = _as_measured(other, _in_format(demand, quant), baseline)
         try:
             plan = other.sketch(wanted)
         except InfeasibleError:
@@ -117,6 +118,25 @@ def _best_format(
         if quantized + pruned[quant] < best:
             best, found = quantized + pruned[quant], (other, wanted)
     return found
+
+
+def _as_measured(stages: Stages, demand: Demand, baseline: Measurement | None) -> Demand:
+    """Correct what is predicted in a format by the unpruned model, measured in it and the other.
+
+    Left as it is where nothing was measured, or the target has no room for both.
+    """
+    if baseline is None or stages.quant == stages.reference:
+        return demand
+    predicted = demand.unscaled(stages.checkpoint.shape)
+    both = predicted.file_bytes + baseline.file_bytes
+    if ROOM * both > stages.device.facts.ram_bytes:
+        return demand
+    pair = stages.unpruned_beside_reference()
+    # the baseline was measured at another time: only how the two compare is taken from the pair
+    change = cost_of(pair.pruned).ratios(cost_of(pair.baseline))
+    factors = {name: factor * change[name]
+               for name, factor in cost_of(baseline).ratios(predicted).items()}
+    return demand.model_copy(update={"factors": factors})
 
 
 def formats_worth_a_plan(shape: LlamaShape, demand: Demand) -> list[str]:

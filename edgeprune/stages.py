@@ -188,6 +188,27 @@ class Stages:
             f"quantization/{self.quant}.json", Kinds, make)
         return self.objective.of(Loss(nats=found.lost, divergence=found.kl_mean, worst=found.kl))
 
+    def unpruned_beside_reference(self) -> Comparison:
+        """Measure the unpruned model in this number format, in turn with that in the reference's.
+
+        Returns:
+            The reference is its `baseline`.
+        """
+        def make() -> Comparison:
+            with self._scratch() as scratch:
+                file = scratch / artifact_name(self.name, self.quant)
+                self._export(self.checkpoint, file, self.quant)
+                beside, found = self._measure(
+                    f"the unpruned model in {self.reference} and {self.quant} in turn",
+                    self.export_baseline(), file)
+                self.device.forget(self.device.remote_name(file))
+            return Comparison(baseline=beside, pruned=found, paired=True)
+
+        return self.run.record(
+            f"unpruned-{self.quant}", self._bench_key(digest(self.baseline_key, self.quant)),
+            f"quantization/{self.quant}-bench.json", Comparison, make,
+            usable=lambda known: not known.disturbances)
+
     def unpruned_perplexity(self, quant: str) -> Quality:
         """Take the perplexity of the unpruned model in a number format, here."""
         return self._perplexity_as(self.checkpoint, self.model_key, quant, "quantization")

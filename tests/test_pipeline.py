@@ -282,7 +282,10 @@ def test_a_plan_is_made_without_building_anything(cli: Cli, small: Path, tmp_pat
     made = json.loads((tmp_path / "runs/r/plan.json").read_text())
     assert made["cuts"] != json.loads(Cuts().model_dump_json())
     assert not (tmp_path / "runs/r/model").exists()
-    assert json.loads(cli(*arguments, "--json").stdout)["plan"] == made
+    again = json.loads(cli(*arguments, "--json").stdout)["plan"]
+    if Profile.read(tmp_path / "runs/r/profile.json").is_disturbed:  # then it was measured anew
+        made = json.loads((tmp_path / "runs/r/plan.json").read_text())
+    assert again == made
     assert_one_line(cli(*arguments[:-4], "--threads", "0"), 2, "CPUs", "auto")
 
 

@@ -32,7 +32,7 @@ from edgeprune.records import Record
 
 SMALL_BYTES = 2**25
 _LOOK_S = 0.2  # for so long it is looked how busy the CPUs are
-_ROWS = 64  # positions in float64 at once: a vocabulary may have 128 thousand tokens
+_ROWS = 8  # positions in float64 at once: a vocabulary may have 128 thousand tokens
 
 
 class Reading(Record):
