@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+from edgeprune.device.interval import ratio_interval
 from edgeprune.device.measure import Measurement
 from edgeprune.errors import InfeasibleError
 from edgeprune.judging import measured_value, measured_values
@@ -133,7 +134,11 @@ def _as_measured(stages: Stages, demand: Demand, baseline: Measurement | None) -
         return demand
     pair = stages.unpruned_beside_reference()
     # the baseline was measured at another time: only how the two compare is taken from the pair
-    change = cost_of(pair.pruned).ratios(cost_of(pair.baseline))
+    ours, theirs = pair.pruned, pair.baseline
+    change = {
+        **cost_of(ours).ratios(cost_of(theirs)),
+        "ttft_ms": ratio_interval(ours.request_ttft_ms, theirs.request_ttft_ms).point,
+        "token_ms": ratio_interval(ours.request_token_ms, theirs.request_token_ms).point}
     factors = {name: factor * change[name]
                for name, factor in cost_of(baseline).ratios(predicted).items()}
     return demand.model_copy(update={"factors": factors})

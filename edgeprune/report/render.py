@@ -45,8 +45,8 @@ _LINES = (
 )
 _NOTES = (
     "Predictions come from the profile, corrected by measured/predicted of the round before; when "
-    "the budget is relative they are shares of the unpruned model as measured beside the pruned. "
-    "Perplexity: of the artifact, on the host, WikiText-2 validation, 8 windows of 512 tokens, "
+    "the budget is relative they are shares of the unpruned model as measured beside the pruned, "
+    "where both are in the same number format. Perplexity: of the artifact, on the host, WikiText-2 validation, 8 windows of 512 tokens, "
     "another part of which is calibrated on; by kind of text 4 windows of each, and nothing was "
     "calibrated on the sources of the kinds that come with edgeprune."
 )
@@ -93,10 +93,10 @@ def _predicted(outcome: Outcome) -> Cost:
     """Return the plan's prediction; for a relative budget as a share of the unpruned model.
 
     That model is measured again beside the pruned one: what the machine's speed did in between is
-    no error of the plan.
+    no error of the plan. In another number format it takes another time than the plan begins with.
     """
     plan, before = outcome.plan, outcome.before
-    if not outcome.budget.is_relative:
+    if not outcome.budget.is_relative or outcome.quant != outcome.reference:
         return plan.cost
     return plan.cost.scaled({
         "ttft_ms": before.ttft_ms / plan.base_cost.ttft_ms,

@@ -88,6 +88,10 @@ def test_predictions_of_a_relative_budget_are_shares_of_the_unpruned_model() -> 
     # half of 50 ms to the first token, a quarter of 10 ms for each further one
     assert rows["time to first token"].predicted == "25.0 ms"
     assert rows["latency of 3 tokens, p50"].predicted == "30.0 ms"
+    # in another number format the unpruned model is no measure of the drift
+    rows = {row.label: row for row in before_after(
+        relative.model_copy(update={"quant": "Q4_0"}))}
+    assert rows["time to first token"].predicted == f"{relative.plan.cost.ttft_ms:.1f} ms"
 
 
 def test_a_met_budget_says_what_was_measured() -> None:
