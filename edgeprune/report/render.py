@@ -46,8 +46,9 @@ _LINES = (
 _NOTES = (
     "Predictions come from the profile, corrected by measured/predicted of the round before; when "
     "the budget is relative they are shares of the unpruned model as measured beside the pruned, "
-    "where both are in the same number format. Perplexity: of the artifact, on the host, WikiText-2 validation, 8 windows of 512 tokens, "
-    "another part of which is calibrated on; by kind of text 4 windows of each, and nothing was "
+    "where both are in the same number format. Perplexity: of the artifact, on the host, "
+    "WikiText-2 validation, 8 windows of 512 tokens, another part of which "
+    "is calibrated on; by kind of text 4 windows of each, and nothing was "
     "calibrated on the sources of the kinds that come with edgeprune."
 )
 PERCENTILED = {Metric.LATENCY, Metric.TTFT, Metric.DECODE}
