@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+from edgeprune.cost import Cost
 from edgeprune.device.interval import ratio_interval
 from edgeprune.device.measure import Measurement
 from edgeprune.errors import InfeasibleError
@@ -132,16 +133,29 @@ def _as_measured(stages: Stages, demand: Demand, baseline: Measurement | None) -
     both = predicted.file_bytes + baseline.file_bytes
     if ROOM * both > stages.device.facts.ram_bytes:
         return demand
-    pair = stages.unpruned_beside_reference()
-    # the baseline was measured at another time: only how the two compare is taken from the pair
-    ours, theirs = pair.pruned, pair.baseline
+    measured = stages.compare_formats(stages.reference, stages.quant).measured
+    theirs, ours = measured[stages.reference], measured[stages.quant]
+    return demand.model_copy(update={"factors": factors_in(ours, theirs, baseline, predicted)})
+
+
+def factors_in(
+    ours: Measurement, theirs: Measurement, baseline: Measurement, predicted: Cost
+) -> dict[str, float]:
+    """Return what predictions in a format are multiplied with. Pure.
+
+    Args:
+        ours: The unpruned model in that format.
+        theirs: In that of the baseline, measured in turn.
+        baseline: The same at another time, when limits were taken from it: so only how the two
+            compare is taken from the pair.
+        predicted: What the profile predicts of the first.
+    """
     change = {
         **cost_of(ours).ratios(cost_of(theirs)),
         "ttft_ms": ratio_interval(ours.request_ttft_ms, theirs.request_ttft_ms).point,
         "token_ms": ratio_interval(ours.request_token_ms, theirs.request_token_ms).point}
-    factors = {name: factor * change[name]
-               for name, factor in cost_of(baseline).ratios(predicted).items()}
-    return demand.model_copy(update={"factors": factors})
+    return {name: factor * change[name]
+            for name, factor in cost_of(baseline).ratios(predicted).items()}
 
 
 def formats_worth_a_plan(shape: LlamaShape, demand: Demand) -> list[str]:

@@ -50,4 +50,6 @@ def _faster_int8(stages: Stages, say: Callable[[str], None]) -> Stages:
     taken = min(times, key=lambda quant: times[quant])
     say("int8: " + ", ".join(f"{quant} {ms:.0f} ms a request" for quant, ms in times.items())
         + f" on {stages.device.target.name}; {taken} is taken")
+    if taken != stages.reference:
+        stages.device.forget(stages.device.remote_name(stages.export_baseline()))
     return replace(stages, quant=taken, reference=taken)

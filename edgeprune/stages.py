@@ -188,27 +188,6 @@ class Stages:
             f"quantization/{self.quant}.json", Kinds, make)
         return self.objective.of(Loss(nats=found.lost, divergence=found.kl_mean, worst=found.kl))
 
-    def unpruned_beside_reference(self) -> Comparison:
-        """Measure the unpruned model in this number format, in turn with that in the reference's.
-
-        Returns:
-            The reference is its `baseline`.
-        """
-        def make() -> Comparison:
-            with self._scratch() as scratch:
-                file = scratch / artifact_name(self.name, self.quant)
-                self._export(self.checkpoint, file, self.quant)
-                beside, found = self._measure(
-                    f"the unpruned model in {self.reference} and {self.quant} in turn",
-                    self.export_baseline(), file)
-                self.device.forget(self.device.remote_name(file))
-            return Comparison(baseline=beside, pruned=found, paired=True)
-
-        return self.run.record(
-            f"unpruned-{self.quant}", self._bench_key(digest(self.baseline_key, self.quant)),
-            f"quantization/{self.quant}-bench.json", Comparison, make,
-            usable=lambda known: not known.disturbances)
-
     def unpruned_perplexity(self, quant: str) -> Quality:
         """Take the perplexity of the unpruned model in a number format, here."""
         return self._perplexity_as(self.checkpoint, self.model_key, quant, "quantization")
@@ -224,20 +203,27 @@ class Stages:
         check_loss(self.quant, self.quality_after(cuts), exact)
 
     def compare_formats(self, *quants: str) -> Formats:
-        """Measure the unpruned model in several formats on the target, in turn."""
+        """Measure the unpruned model in several formats on the target, in turn.
+
+        That of the reference stays there.
+        """
         def make() -> Formats:
             with self._scratch() as scratch:
-                files = {quant: scratch / artifact_name(self.name, quant) for quant in quants}
+                files = {quant: scratch / artifact_name(self.name, quant) for quant in quants
+                         if quant != self.reference}
                 for quant, file in files.items():
                     self._export(self.checkpoint, file, quant)
-                found = self._measure("the unpruned model in each format", *files.values())
+                every = [files.get(quant) or self.export_baseline() for quant in quants]
+                found = self._measure(f"the unpruned model as {' and '.join(quants)}", *every)
                 for file in files.values():
                     self.device.forget(self.device.remote_name(file))
-            return Formats(measured=dict(zip(files, found, strict=True)))
+            return Formats(measured=dict(zip(quants, found, strict=True)))
 
+        name = f"formats-{'-'.join(quants)}".replace(":", "-")
         return self.run.record(
-            "formats", self._bench_key(digest(self.model_key, quants)), "formats.json", Formats,
-            make, usable=lambda known: not any(m.disturbances for m in known.measured.values()))
+            name, self._bench_key(digest(self.model_key, quants)), f"quantization/{name}.json",
+            Formats, make,
+            usable=lambda known: not any(m.disturbances for m in known.measured.values()))
 
     def compress(self, cuts: Cuts) -> Path:
         """Cut the weights."""

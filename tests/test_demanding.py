@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from edgeprune.cost import CostModel
-from edgeprune.demanding import AUTO_QUANTS, formats_worth_a_plan
+import pytest
+
+from edgeprune.cost import Cost, CostModel
+from edgeprune.demanding import AUTO_QUANTS, factors_in, formats_worth_a_plan
 from edgeprune.planning.budget import Metric, parse_budget
 from edgeprune.planning.demand import Demand
 from tests.test_cost import SMOLLM2, machine
+from tests.test_judging import requests
 
 
 def _worth_a_plan(model: CostModel, *limited: Metric) -> list[str]:
@@ -27,3 +30,16 @@ def test_each_cost_that_has_a_limit_counts() -> None:
     assert _worth_a_plan(machine(), Metric.LATENCY, Metric.SIZE) == list(AUTO_QUANTS)
     # where nothing is limited, nothing speaks for fewer bits
     assert _worth_a_plan(machine()) == ["Q8_0"]
+
+
+def test_a_format_is_predicted_as_it_was_measured_beside_the_baseline() -> None:
+    """The machine is half as fast for the pair as it was for the baseline, and drifts in it."""
+    drift = (1.0, 1.5, 0.8, 1.1, 3.0, 0.9)
+    baseline = requests([100.0] * 6)
+    theirs, ours = (requests([ms * slow for slow in drift]) for ms in (200.0, 150.0))
+    predicted = Cost(ttft_ms=10, token_ms=20, ram_bytes=2**19, file_bytes=1)
+    factors = factors_in(ours, theirs, baseline, predicted)
+    found = predicted.scaled(factors)
+    assert found.ttft_ms == pytest.approx(0.75 * baseline.ttft_ms)
+    assert found.token_ms == pytest.approx(0.75 * baseline.token_ms)
+    assert found.ram_bytes == baseline.memory.peak_bytes
