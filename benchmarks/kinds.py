@@ -31,10 +31,9 @@ from edgeprune.data.kinds import shipped_kinds
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.source import resolve_model
-from edgeprune.pruning import forward
 from edgeprune.pruning.calibration import Corpus, Effort, calibration_corpus, tokens_by_kind
-from edgeprune.pruning.sample import Sample, Windows, windows
-from edgeprune.pruning.surgery import cut_layers
+from edgeprune.pruning.sample import Windows, windows
+from edgeprune.recovery.held_out import cross_entropy
 from edgeprune.rundir import RunDirectory
 from edgeprune.strategies import strategy_of
 
@@ -57,7 +56,7 @@ def main() -> int:
     arguments = parser.parse_args()
     checkpoint = Checkpoint(resolve_model("smollm2")[1])
     texts = evaluation_windows(checkpoint.path)
-    unpruned = {kind: output(checkpoint, tokens) for kind, tokens in texts.items()}
+    unpruned = losses_on(checkpoint, texts)
     print(f"{datetime.now(UTC):%Y-%m-%d}; {describe_machine()}; torch {torch.__version__}; "
           f"effort {arguments.effort}\n")
     print(f"| cut | calibrated on | drawing | repaired | worst | {' | '.join(texts)} | s |")
@@ -114,23 +113,17 @@ def cut_by(
     return Checkpoint(directory)
 
 
-@torch.inference_mode()
 def increases(
-    pruned: Checkpoint, texts: dict[str, torch.Tensor], unpruned: dict[str, forward.Output]
+    pruned: Checkpoint, texts: dict[str, torch.Tensor], unpruned: dict[str, float]
 ) -> dict[str, float]:
     """Return the increase of the loss on each kind of text, nats per token."""
-    found = dict[str, float]()
-    for kind, tokens in texts.items():
-        ours, theirs = forward.losses([output(pruned, tokens), unpruned[kind]], unpruned[kind],
-                                      Sample.of_one_kind(tokens))
-        found[kind] = ours.nats - theirs.nats
-    return found
+    return {kind: loss - unpruned[kind] for kind, loss in losses_on(pruned, texts).items()}
 
 
-@torch.inference_mode()
-def output(checkpoint: Checkpoint, tokens: torch.Tensor) -> forward.Output:
-    """Return what a model makes of windows."""
-    return forward.output_of(checkpoint, cut_layers(checkpoint, Cuts(), {}), tokens)
+def losses_on(checkpoint: Checkpoint, texts: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Return the loss on each kind of text, nats per token."""
+    return {kind: cross_entropy(checkpoint, [(window, window) for window in tokens.tolist()])
+            for kind, tokens in texts.items()}
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.host import describe_machine, peak_rss_bytes
-from benchmarks.kinds import WIKITEXT, evaluation_windows, increases, output
+from benchmarks.kinds import WIKITEXT, evaluation_windows, increases, losses_on
 from edgeprune.cutting import Cutting
 from edgeprune.device.session import open_device
 from edgeprune.device.target import load_target
@@ -96,7 +96,7 @@ def _rows(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     tokenizer = checkpoint.path / "tokenizer.gguf"
     model = _profile(lambda _: None).model
     texts = evaluation_windows(checkpoint.path)
-    unpruned = {kind: output(checkpoint, tokens) for kind, tokens in texts.items()}
+    unpruned = losses_on(checkpoint, texts)
     strategy = strategy_of(arguments.strategies, importance=arguments.importance,
                            repair=not arguments.no_repair)
     with TemporaryDirectory() as scratch, Console(stderr=True).status(strategy.name) as status:

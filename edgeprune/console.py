@@ -69,7 +69,8 @@ EvaluationFile = Annotated[Path | None, typer.Option("--evaluate", help=(
     "Text that the result is judged on, beside six kinds that come with edgeprune: a file or a "
     "directory, as for --calibration, and none of it."))]
 ObjectiveName = Annotated[str, typer.Option("--objective", help=(
-    "By what cuts are compared: what they lose on the worst kind of text, or the mean of all."))]
+    "By what cuts are compared: what they lose on the worse half of the kinds of text (worst), or "
+    "on all alike (mean)."))]
 RunName = Annotated[str | None, typer.Option("--name", help=(
     "Name of the run directory; made from model, target and budget when left out."))]
 Runs = Annotated[Path, typer.Option(help="Where run directories are.")]

@@ -26,7 +26,7 @@ from edgeprune.planning.demand import Demand
 from edgeprune.planning.greedy import Plan
 from edgeprune.profiling.profile import Profile, profile
 from edgeprune.pruning.calibration import Corpus, Effort, Objective
-from edgeprune.pruning.forward import Loss
+from edgeprune.pruning.forward import Loss, worse_half
 from edgeprune.quality.evaluate import (
     Kinds,
     Quality,
@@ -186,7 +186,8 @@ class Stages:
         found = self.run.record(
             f"quantization-{self.quant}", digest(self.model_key, self.quant, texts, ONE_EACH),
             f"quantization/{self.quant}.json", Kinds, make)
-        return self.objective.of(Loss(nats=found.lost, divergence=found.kl_mean, worst=found.kl))
+        worse = worse_half(step.divergence.kl_mean for step in found.kinds.values())
+        return self.objective.of(Loss(nats=found.lost, divergence=found.kl_mean, worse=worse))
 
     def unpruned_perplexity(self, quant: str) -> Quality:
         """Take the perplexity of the unpruned model in a number format, here."""

@@ -64,14 +64,14 @@ class Effort(StrEnum):
 
 
 class Objective(StrEnum):
-    """By what cuts are compared: what they lose on the worst kind of text, or on all alike."""
+    """By what cuts are compared: what they lose on the worse half of the kinds, or on all alike."""
 
     WORST = "worst"
     MEAN = "mean"
 
     def of(self, loss: Loss) -> float:
         """Return what counts of a loss, nats per token."""
-        return loss.worst if self is Objective.WORST else loss.divergence
+        return loss.worse if self is Objective.WORST else loss.divergence
 
 
 def objective_of(name: str) -> Objective:

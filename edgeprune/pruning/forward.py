@@ -213,12 +213,25 @@ class Loss(NamedTuple):
     Attributes:
         nats: Cross entropy of the next token.
         divergence: KL divergence from the unpruned model's prediction, nats.
-        worst: That divergence on the kind of text where it is largest.
+        worse: That divergence on the kinds of text where it is largest: `worse_half`.
     """
 
     nats: float
     divergence: float
-    worst: float
+    worse: float
+
+
+def worse_half(divergences: Iterable[float]) -> float:
+    """Return the mean of the larger half of what is lost on each kind of text. Pure.
+
+    What stands for the worst kind where cuts are compared on little text. With SmolLM2 and 64
+    tokens of each of 12 kinds, the largest was two to three times what the worst kind loses on more
+    text, and told the order of 27 layers and 8 pairs less well than this mean (Spearman's
+    correlation 0.71 and 0.69, against 0.75 and 0.88).
+    """
+    ordered = sorted(divergences, reverse=True)
+    half = ordered[: (len(ordered) + 1) // 2]
+    return max(sum(half) / len(half), 0.0)
 
 
 def losses(outputs: Sequence[Output], unpruned: Output, text: Sample) -> list[Loss]:
@@ -246,7 +259,7 @@ def losses(outputs: Sequence[Output], unpruned: Output, text: Sample) -> list[Lo
             totals[1, part] = (certainty + scale - torch.linalg.vecdot(p, logits)).double().mean(1)
     windows = {kind: [i for i, of in enumerate(text.kinds) if of == kind] for kind in text.kinds}
     return [Loss(float(nats.mean()), max(float(divergence.mean()), 0.0),
-                 max(0.0, *(float(divergence[mine].mean()) for mine in windows.values())))
+                 worse_half(float(divergence[mine].mean()) for mine in windows.values()))
             for nats, divergence in found]
 
 

@@ -40,16 +40,19 @@ class Losses:
 
     def get(self, cuts: Cuts) -> Loss | None:
         """Return the known loss after `cuts`."""
-        name = digest(self._key, cuts)
+        name = self._name(cuts)
         if name not in self._known:
             return None
         value = self._known[name]
-        return Loss(value["nats"], value["divergence"], value["worst"])
+        return Loss(*(value[field] for field in Loss._fields))
 
     def add(self, cuts: Cuts, loss: Loss) -> None:
         """Keep a loss, in memory and on disk."""
-        self._known.add(digest(self._key, cuts),
-                        {**loss._asdict(), "cuts": cuts.model_dump(mode="json")})
+        self._known.add(self._name(cuts), {**loss._asdict(), "cuts": cuts.model_dump(mode="json")})
+
+    def _name(self, cuts: Cuts) -> str:
+        # with the fields: what an earlier version kept may be something else
+        return digest(self._key, Loss._fields, cuts)
 
 
 class LossScorer:
