@@ -18,7 +18,14 @@ from edgeprune.judging import measured_value, measured_values
 from edgeprune.model.shape import LlamaShape
 from edgeprune.planning.aim import MARGIN
 from edgeprune.planning.bounds import check_demand
-from edgeprune.planning.budget import COST_METRICS, MEDIAN, Budget, Metric, value_of
+from edgeprune.planning.budget import (
+    COST_METRICS,
+    MEDIAN,
+    Budget,
+    Metric,
+    value_of,
+    violation,
+)
 from edgeprune.planning.demand import Demand
 from edgeprune.profiling.profile import Profile, cost_of
 from edgeprune.report.render import cuts_in_words, profile_in_words
@@ -55,8 +62,9 @@ def demand_of(
     if baseline is None:
         values = {m: value_of(m, predicted, budget.n_new) for m in COST_METRICS}
         return demand.model_copy(update={"limits": budget.limits(values)})
-    return demand.model_copy(update={"limits": median_limits(budget, baseline),
-                                     "factors": cost_of(baseline).ratios(predicted)})
+    return _as_near_as_measured(stages.checkpoint.shape, demand.model_copy(update={
+        "limits": median_limits(budget, baseline),
+        "factors": cost_of(baseline).ratios(predicted)}))
 
 
 def choose_format(
@@ -135,7 +143,26 @@ def _as_measured(stages: Stages, demand: Demand, baseline: Measurement | None) -
         return demand
     measured = stages.compare_formats(stages.reference, stages.quant).measured
     theirs, ours = measured[stages.reference], measured[stages.quant]
-    return demand.model_copy(update={"factors": factors_in(ours, theirs, baseline, predicted)})
+    return _as_near_as_measured(stages.checkpoint.shape, demand.model_copy(
+        update={"factors": factors_in(ours, theirs, baseline, predicted)}))
+
+
+def _as_near_as_measured(shape: LlamaShape, demand: Demand) -> Demand:
+    return demand.model_copy(update={"margin": margin_for(shape, demand)})
+
+
+def margin_for(shape: LlamaShape, demand: Demand) -> float:
+    """Return how far below its limits a plan is to stay, as a share of them. Pure.
+
+    The margin is for predictions that are off. Of the unpruned model nothing is predicted, once it
+    was measured: where it holds the limits, nothing is cut for a margin's sake.
+
+    Args:
+        shape: The unpruned model's.
+        demand: Its factors are those that make the prediction for that shape what was measured.
+    """
+    values = demand.budget.values(demand.predict(shape))
+    return demand.margin if violation(values, demand.limits) > 0 else 0.0
 
 
 def factors_in(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from edgeprune.cost import Cost, CostModel
-from edgeprune.demanding import AUTO_QUANTS, factors_in, formats_worth_a_plan
+from edgeprune.demanding import AUTO_QUANTS, factors_in, formats_worth_a_plan, margin_for
+from edgeprune.model.cuts import Cuts
 from edgeprune.planning.budget import Metric, parse_budget
 from edgeprune.planning.demand import Demand
+from edgeprune.planning.greedy import make_plan
 from tests.test_cost import SMOLLM2, machine
 from tests.test_judging import requests
 
@@ -30,6 +32,20 @@ def test_each_cost_that_has_a_limit_counts() -> None:
     assert _worth_a_plan(machine(), Metric.LATENCY, Metric.SIZE) == list(AUTO_QUANTS)
     # where nothing is limited, nothing speaks for fewer bits
     assert _worth_a_plan(machine()) == ["Q8_0"]
+
+
+def test_nothing_is_cut_for_the_margin_of_a_model_that_was_measured() -> None:
+    budget = parse_budget("100 tokens < 75%")
+    demand = Demand(budget=budget, model=machine(), factors={}, margin=0.03, limits={})
+    takes = budget.values(demand.predict(SMOLLM2))[Metric.LATENCY]
+    for share, margin in ((1.0, 0.0), (1.01, 0.0), (0.99, 0.03)):
+        limited = demand.model_copy(update={"limits": {Metric.LATENCY: share * takes}})
+        assert margin_for(SMOLLM2, limited) == margin
+    held = demand.model_copy(update={"limits": {Metric.LATENCY: takes}})
+    plan = make_plan(SMOLLM2, budget, held.limits, held.predict,
+                     lambda candidates: [float(cuts != Cuts()) for cuts in candidates], {},
+                     margin=margin_for(SMOLLM2, held))
+    assert plan.cuts == Cuts()
 
 
 def test_a_format_is_predicted_as_it_was_measured_beside_the_baseline() -> None:
