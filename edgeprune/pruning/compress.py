@@ -19,6 +19,7 @@ of a normed y to the normed x, so what can be told of the components that are go
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -63,20 +64,39 @@ def repaired_layers(
     stays = kept_layers(checkpoint.shape, cuts)
     if basis is not None:
         yield BEFORE, {EMBEDDING: streams.embedding()}
-    streams.skip(range(stays[0]))
-    for layer, following in zip(stays, [*stays[1:], count], strict=True):
+    whole = 0 if basis is not None else n_whole(stays, kept, count)
+    for layer in range(whole):
+        yield layer, stored(streams.load(layer), checkpoint)
+    streams.go_together(range(whole))
+    ends = [*stays[whole:], count]
+    streams.skip(range(whole, ends[0]))
+    for layer, following in pairwise(ends):
         notify(f"fitting what is left: layer {layer + 1} of {count}")
-        whole = streams.load(layer)
-        weights = (slice_layer(whole, checkpoint.shape, kept[layer]) if layer in kept
-                   else dict(whole))
-        whole = streams.quick(whole)
+        original = streams.load(layer)
+        weights = (slice_layer(original, checkpoint.shape, kept[layer]) if layer in kept
+                   else dict(original))
+        original = streams.quick(original)
         streams.turn(weights)
-        streams.attention(whole, weights)
-        streams.ffn(whole, weights, range(layer + 1, following))
+        streams.attention(original, weights)
+        streams.ffn(original, weights, range(layer + 1, following))
         yield layer, stored(weights, checkpoint)
     if basis is not None:
         notify("fitting the output head")
         yield count, streams.head()
+
+
+def n_whole(stays: Sequence[int], kept: Mapping[int, Kept], count: int) -> int:
+    """Return how many first layers have lost nothing, nor has what comes right after each. Pure.
+
+    Nothing can be made up for there.
+
+    Args:
+        stays: Original numbers of the layers that stay, ascending.
+        kept: What each layer keeps; layers that are not named keep all.
+        count: Layers of the unpruned model.
+    """
+    return next((i for i, following in enumerate((*stays[1:], count))
+                 if stays[i] != i or i in kept or following != i + 1), count)
 
 
 class _Streams:
@@ -109,6 +129,12 @@ class _Streams:
             weights = self.quick(self.load(layer))
             for x in self._windows(self._x):
                 x.copy_(forward.decoder_layer(x, weights, self._shape, self._rope))
+
+    def go_together(self, layers: range) -> None:
+        """Take both streams through first layers that they have alike."""
+        self.skip(layers)
+        if layers:
+            self._y.copy_(self._x)
 
     def turn(self, weights: dict[str, Tensor]) -> None:
         """Put what a layer adds to the hidden states into the basis."""

@@ -12,9 +12,10 @@ from torch import Tensor
 from edgeprune.data.kinds import shipped_kinds
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import Cuts, Kept, kept_in_layer, kept_layers
+from edgeprune.model.shape import LlamaShape
 from edgeprune.pruning import forward
 from edgeprune.pruning.calibration import Corpus, calibration_corpus, tokens_by_kind
-from edgeprune.pruning.compress import repaired_layers
+from edgeprune.pruning.compress import n_whole, repaired_layers
 from edgeprune.pruning.forward import Layers
 from edgeprune.pruning.importance import Criterion, Method, layer_importance
 from edgeprune.pruning.sample import Sample, Windows, sample, windows
@@ -36,6 +37,12 @@ def _kept(checkpoint: Checkpoint, cuts: Cuts, statistics: Path, method: Method) 
     return found
 
 
+def _all_of(shape: LlamaShape) -> Kept:
+    return Kept(kv_heads=tuple(range(shape.num_key_value_heads)),
+                query_heads=tuple(range(shape.num_attention_heads)),
+                ffn_channels=tuple(range(shape.intermediate_size)))
+
+
 def _unpruned(checkpoint: Checkpoint, tokens: Tensor) -> forward.Output:
     return forward.output_of(checkpoint, cut_layers(checkpoint, Cuts(), {}), tokens)
 
@@ -49,10 +56,32 @@ def _losses(
 
 def test_with_nothing_cut_the_weights_stay_as_they_are(tiny: Path) -> None:
     checkpoint = Checkpoint(tiny)
+    kept = {0: _all_of(checkpoint.shape)}  # named, and so fitted: where nothing lacks
     for layer, weights in repaired_layers(
-            checkpoint, Cuts(), {}, Sample.of_one_kind(_tokens(1, 16, 24))):
+            checkpoint, Cuts(), kept, Sample.of_one_kind(_tokens(1, 16, 24))):
         for name, weight in forward.load_layer(checkpoint, layer).items():
             torch.testing.assert_close(weights[name], weight, rtol=1e-4, atol=1e-4)
+
+
+def test_what_comes_before_all_cuts_is_not_touched(tiny: Path) -> None:
+    checkpoint = Checkpoint(tiny)
+    last = checkpoint.shape.num_hidden_layers - 1
+    changed = {layer for layer, weights in repaired_layers(
+        checkpoint, Cuts(layers=(last,)), {}, Sample.of_one_kind(_tokens(1, 16, 24)))
+        if not all(torch.equal(weights[name], weight)
+                   for name, weight in forward.load_layer(checkpoint, layer).items())}
+    assert changed == {last - 1}
+
+
+@pytest.mark.parametrize(("dropped", "narrowed", "expected"), [
+    ((), (), 6), ((4,), (), 3), ((5,), (), 4), ((0,), (), 0), ((1, 4), (), 0), ((4,), (2,), 2),
+    ((2, 3), (), 1)])
+def test_first_layers_that_lost_nothing(
+    dropped: tuple[int, ...], narrowed: tuple[int, ...], expected: int,
+) -> None:
+    stays = [i for i in range(6) if i not in dropped]
+    nothing = Kept(kv_heads=(), query_heads=(), ffn_channels=())
+    assert n_whole(stays, dict.fromkeys(narrowed, nothing), 6) == expected
 
 
 def test_what_others_repeat_is_made_up_for(tiny: Path) -> None:
@@ -64,10 +93,9 @@ def test_what_others_repeat_is_made_up_for(tiny: Path) -> None:
         for name in ("mlp.gate_proj.weight", "mlp.up_proj.weight"):
             weights[name][7] = weights[name][3]
     twin = _Edited(checkpoint, layers)
-    heads = tuple(range(shape.num_attention_heads))
-    kept = {i: Kept(kv_heads=tuple(range(shape.num_key_value_heads)), query_heads=heads,
-                    ffn_channels=tuple(c for c in range(shape.intermediate_size) if c != 7))
-            for i in layers}
+    whole = _all_of(shape)
+    kept = {i: whole.model_copy(update={
+        "ffn_channels": tuple(c for c in whole.ffn_channels if c != 7)}) for i in layers}
     text = Sample.of_one_kind(_tokens(1, 16, 24))
     models = repaired_layers(twin, cuts, kept, text), cut_layers(twin, cuts, kept)
     tokens = _tokens(2, 4, 24)
