@@ -12,7 +12,8 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 BUDGET ?= 100 tokens < 75%
 
 demo: install  ## the main job on this machine: a quarter less latency than the unpruned model
-	$(BIN)/edgeprune run smollm2 --target local --budget "$(BUDGET)" --quant auto
+	$(BIN)/edgeprune run smollm2 --target local --budget "$(BUDGET)" --quant auto \
+		--profile-seconds 90
 
 test: lint  ## every test, the emulated ARM machine included
 	-$(BIN)/python -m tests.install  # without root it says what to install

@@ -37,7 +37,7 @@ from edgeprune.recovery.held_out import cross_entropy
 from edgeprune.rundir import RunDirectory
 from edgeprune.strategies import strategy_of
 
-WIKITEXT = "wikitext"  # articles of the same corpus are calibrated on: not among the worst
+WIKITEXT = "WikiText-2"  # articles of the same corpus are calibrated on: not among the worst
 EVALUATED = Windows(8, 512)
 CUTS = {"components": Cuts(components=64), "layers": Cuts(layers=(12, 13, 14, 17)),
         "ffn": Cuts(ffn_channels=512), "layer-and-components": Cuts(layers=(14,), components=64),
@@ -96,7 +96,7 @@ def corpus_of(name: str, drawing: int) -> Corpus:
 
 def evaluation_windows(model: Path) -> dict[str, torch.Tensor]:
     """Return windows of each kind, `(b, 512)`; conversations as the chat template has them."""
-    kinds = {WIKITEXT: (shipped_text("evaluation"),), **shipped_kinds("evaluation")}
+    kinds = {**shipped_kinds("evaluation"), WIKITEXT: (shipped_text("evaluation"),)}
     tokens = tokens_by_kind(Corpus(kinds), model / "tokenizer.gguf")
     return {kind: windows(found, EVALUATED) for kind, found in tokens.items()}
 

@@ -12,9 +12,9 @@ from dataclasses import replace
 
 from edgeprune.cost import Cost
 from edgeprune.device.interval import ratio_interval
-from edgeprune.device.measure import Measurement
+from edgeprune.device.measure import Comparison, Measurement
 from edgeprune.errors import InfeasibleError
-from edgeprune.judging import measured_value, measured_values
+from edgeprune.judging import is_decided, measured_value, measured_values
 from edgeprune.model.shape import LlamaShape
 from edgeprune.planning.aim import MARGIN
 from edgeprune.planning.bounds import check_demand
@@ -29,7 +29,7 @@ from edgeprune.planning.budget import (
 from edgeprune.planning.demand import Demand
 from edgeprune.profiling.profile import Profile, cost_of
 from edgeprune.report.render import cuts_in_words, profile_in_words
-from edgeprune.stages import Stages
+from edgeprune.stages import Formats, Stages
 
 ROOM = 1.5  # RAM that two loaded models take, of the bytes of their files
 AUTO_QUANTS = ("Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")  # each finer than those before it
@@ -106,12 +106,14 @@ def _best_format(
     shape, best, found = stages.checkpoint.shape, math.inf, None
     pruned = dict[str, float]()
     for quant in formats_worth_a_plan(shape, demand):
+        other = replace(stages, quant=quant)
         # what costs no less has to be cut no less
-        if max((pruned[other] for other in pruned if _costs_no_less(shape, demand, quant, other)),
-               default=0.0) >= best:
+        at_least = [pruned[known] for known in pruned
+                    if _costs_no_less(shape, demand, quant, known)]
+        if max(at_least, default=0.0) >= best or (
+                found and _loss_of_cuts(other, _in_format(demand, quant)) >= best):
             say(f"{quant}: its cuts alone would lose more")
             continue
-        other = replace(stages, quant=quant)
         quantized = other.quantization_loss()
         by_itself = f"{quant}: loses {quantized:.4f} nats per token by itself"
         if quantized >= best:
@@ -130,6 +132,14 @@ def _best_format(
     return found
 
 
+def _loss_of_cuts(stages: Stages, demand: Demand) -> float:
+    """Return what the cuts of a format lose, before anything of it is measured; scores are kept."""
+    try:
+        return stages.cutting.sketch(demand).loss_increase
+    except InfeasibleError:
+        return math.inf
+
+
 def _as_measured(stages: Stages, demand: Demand, baseline: Measurement | None) -> Demand:
     """Correct what is predicted in a format by the unpruned model, measured in it and the other.
 
@@ -138,13 +148,18 @@ def _as_measured(stages: Stages, demand: Demand, baseline: Measurement | None) -
     if baseline is None or stages.quant == stages.reference:
         return demand
     predicted = demand.unscaled(stages.checkpoint.shape)
-    both = predicted.file_bytes + baseline.file_bytes
-    if ROOM * both > stages.device.facts.ram_bytes:
+    if ROOM * (predicted.file_bytes + baseline.file_bytes) > stages.device.facts.ram_bytes:
         return demand
-    measured = stages.compare_formats(stages.reference, stages.quant).measured
-    theirs, ours = measured[stages.reference], measured[stages.quant]
+    def pair(found: Formats) -> Comparison:
+        return Comparison(baseline=found.measured[stages.reference],
+                          pruned=found.measured[stages.quant], paired=True)
+
+    # whether anything has to be cut hangs on it
+    both = pair(stages.compare_formats(
+        stages.reference, stages.quant,
+        is_decided=lambda found: is_decided(demand.budget, pair(found))))
     return _as_near_as_measured(stages.checkpoint.shape, demand.model_copy(
-        update={"factors": factors_in(ours, theirs, baseline, predicted)}))
+        update={"factors": factors_in(both.pruned, both.baseline, baseline, predicted)}))
 
 
 def _as_near_as_measured(shape: LlamaShape, demand: Demand) -> Demand:

@@ -71,6 +71,11 @@ def verdict(judgements: Iterable[Judgement], doubts: Collection[str]) -> Verdict
     return next((v for v in order if v in verdicts), Verdict.MET)
 
 
+def is_decided(budget: Budget, measured: Comparison) -> bool:
+    """Tell whether a measurement says enough: that what is limited holds, or that it does not."""
+    return verdict(judge(budget, measured), ()) is not Verdict.INCONCLUSIVE
+
+
 def requests_needed(budget: Budget) -> int:
     """Return the fewest requests whose intervals have both ends."""
     return max((samples_needed(c.percentile, relative=c.relative) for c in budget.constraints

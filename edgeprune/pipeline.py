@@ -21,7 +21,7 @@ from edgeprune.device.target import load_target
 from edgeprune.errors import DeviceError, UsageError
 from edgeprune.finishing import Round, check_judge, finish, train_and_finish, training_of
 from edgeprune.formats import admitted
-from edgeprune.judging import Judgement, judge, requests_needed, verdict
+from edgeprune.judging import Judgement, is_decided, judge, requests_needed, verdict
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.quantization import DEFAULT_FORMAT, check_format
 from edgeprune.model.shape import LlamaShape
@@ -199,7 +199,7 @@ def _rounds(
         say("\n".join(plan_lines(plan)))
         pair = stages.compare(
             number, plan.cuts, None if budget.is_relative else baseline,
-            lambda found: verdict(judge(budget, found), ()) is not Verdict.INCONCLUSIVE)
+            lambda found: is_decided(budget, found))
         judgements = tuple(judge(budget, pair))
         done.append(Round(plan=plan, measured=pair, judgements=judgements,
                            verdict=verdict(judgements, pair.disturbances)))

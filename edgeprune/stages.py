@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from edgeprune.cutting import Cutting
 from edgeprune.data import shipped_text
@@ -52,6 +53,19 @@ class Formats(Record):
     """The unpruned model in several number formats, measured in turn."""
 
     measured: dict[str, Measurement]
+
+    def joined(self, other: Formats) -> Formats:
+        """Return the requests of this and of a later measurement of the same formats as one."""
+        return Formats(measured={quant: found.joined(other.measured[quant])
+                                 for quant, found in self.measured.items()})
+
+    @property
+    def disturbances(self) -> tuple[str, ...]:
+        """Why what they say is in doubt."""
+        return tuple(what for found in self.measured.values() for what in found.disturbances)
+
+
+Several = TypeVar("Several", Comparison, Formats)  # models, measured in turn
 
 
 @dataclass(frozen=True)
@@ -203,10 +217,13 @@ class Stages:
                                     "quality-after")
         check_loss(self.quant, self.quality_after(cuts), exact)
 
-    def compare_formats(self, *quants: str) -> Formats:
+    def compare_formats(
+        self, *quants: str, is_decided: Callable[[Formats], bool] = lambda _: True
+    ) -> Formats:
         """Measure the unpruned model in several formats on the target, in turn.
 
-        That of the reference stays there.
+        That of the reference stays there. As long as what was measured does not say enough, more
+        requests are, up to `MOST` times the workload's.
         """
         def make() -> Formats:
             with self._scratch() as scratch:
@@ -215,16 +232,17 @@ class Stages:
                 for quant, file in files.items():
                     self._export(self.checkpoint, file, quant)
                 every = [files.get(quant) or self.export_baseline() for quant in quants]
-                found = self._measure(f"the unpruned model as {' and '.join(quants)}", *every)
+                what = f"the unpruned model as {' and '.join(quants)}"
+                found = _enough(lambda: Formats(measured=dict(zip(
+                    quants, self._measure(what, *every), strict=True))), is_decided)
                 for file in files.values():
                     self.device.forget(self.device.remote_name(file))
-            return Formats(measured=dict(zip(quants, found, strict=True)))
+            return found
 
         name = f"formats-{'-'.join(quants)}".replace(":", "-")
         return self.run.record(
             name, self._bench_key(digest(self.model_key, quants)), f"quantization/{name}.json",
-            Formats, make,
-            usable=lambda known: not any(m.disturbances for m in known.measured.values()))
+            Formats, make, usable=lambda known: not known.disturbances)
 
     def compress(self, cuts: Cuts) -> Path:
         """Cut the weights."""
@@ -275,17 +293,9 @@ class Stages:
                                            self.export_baseline(), self.build(cuts))
             return Comparison(baseline=beside, pruned=pruned, paired=True)
 
-        def make() -> Comparison:
-            found = once()
-            for _ in range(MOST - 1):
-                if found.disturbances or is_decided(found):
-                    break
-                found = found.joined(once())
-            return found
-
         return self.run.record(
             f"bench-{number}", digest(self._bench_key(self.artifact_key(cuts)), baseline is None),
-            f"rounds/{number}/bench.json", Comparison, make,
+            f"rounds/{number}/bench.json", Comparison, lambda: _enough(once, is_decided),
             usable=lambda known: not known.disturbances)
 
     def quality_before(self) -> Quality:
@@ -367,3 +377,13 @@ class Stages:
     def _export(self, checkpoint: Checkpoint, path: Path, quant: str) -> None:
         self.device.notify(f"writing {self.name} as {quant}")
         export(checkpoint, self.tokenizer, path, quant=quant, name=self.name)
+
+
+def _enough(once: Callable[[], Several], is_decided: Callable[[Several], bool]) -> Several:
+    """Measure until that says enough, or something disturbs it; `MOST` times at most."""
+    found = once()
+    for _ in range(MOST - 1):
+        if found.disturbances or is_decided(found):
+            break
+        found = found.joined(once())
+    return found
