@@ -42,7 +42,8 @@ EVALUATED = Windows(8, 512)
 CUTS = {"components": Cuts(components=64), "layers": Cuts(layers=(12, 13, 14, 17)),
         "ffn": Cuts(ffn_channels=512), "layer-and-components": Cuts(layers=(14,), components=64),
         "layer-17-and-components": Cuts(layers=(17,), components=64),
-        "two-layers": Cuts(layers=(14, 17)), "three-layers": Cuts(layers=(12, 14, 17))}
+        "two-layers": Cuts(layers=(16, 17)), "two-other-layers": Cuts(layers=(14, 17)),
+        "three-layers": Cuts(layers=(12, 14, 17))}
 
 
 def main() -> int:
