@@ -95,7 +95,7 @@ def test_the_finalist_that_is_best_when_built_is_taken(tmp_path: Path) -> None:
                       corpus=calibration_corpus(), effort=Effort.MEDIUM)
     made = cutting.plan(demand)
     judged = (cutting.run.path / "judged.jsonl").read_text().split("\n")
-    losses = [json.loads(line)[1]["worst"] for line in judged]
+    losses = [json.loads(line)[1]["worse"] for line in judged]
     assert len(losses) == min(Effort.MEDIUM.finalists, len(made.finalists)) > 1
     assert made.loss == min(losses)
     assert made.cuts == made.finalists[losses.index(min(losses))]

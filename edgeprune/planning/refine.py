@@ -16,6 +16,7 @@ Each pass proposes a batch, scores it, learns from it, and takes the best that i
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
@@ -24,7 +25,7 @@ from edgeprune.model.cuts import Cuts
 from edgeprune.planning.aim import Aim
 from edgeprune.planning.moves import describe_change, moves, moves_back, why_width
 from edgeprune.planning.tables import FIELDS, Estimate, Scores
-from edgeprune.planning.widths import Widths, least_of, served_widths, widths_of
+from edgeprune.planning.widths import least_of, served_widths, widths_of
 
 # A real score takes about a second. A batch shares the layers before its first difference, and all
 # passes together score at most about as much as the greedy before them.
@@ -49,8 +50,8 @@ class Refined(NamedTuple):
     Attributes:
         state: The best state that holds the goals.
         log: A line for people for each change.
-        finalists: The best cuts of the best widths, each with as many layers as the goals allow;
-            those of `state` first.
+        finalists: The best cuts of several widths, each with as many layers as the goals allow;
+            those of `state` first, and of its widths one more.
     """
 
     state: State
@@ -117,16 +118,21 @@ class _Search:
     def finalists(self) -> list[Cuts]:
         """Return the best cuts of all widths whose loss is known or can be told, best first.
 
-        Scores tell alike cuts apart well, and worse what one kind of cut loses against another:
-        a finished model is repaired as none that is scored is.
+        A finished model is repaired as none that is scored is. So scores tell less well what one
+        kind of cut loses against another; nor which layers should go, since each place where some
+        did is made up for by itself: of the best widths there are the two best ones.
         """
         told = [(jump.loss, jump.cuts) for jump in self._jumps(float("inf")) if all(
             self._estimate.knows(field, getattr(jump.cuts, field)) for field in FIELDS)]
         seen = [(loss, cuts) for cuts, loss in self._scores.seen.items() if self._holds(cuts)]
-        best: dict[Widths, Cuts] = {widths_of(self._aim.base, self.state.cuts): self.state.cuts}
+        base, best = self._aim.base, [self.state.cuts]
+        left = Counter({widths_of(base, self.state.cuts): 1})
         for _, cuts in sorted([*seen, *told], key=lambda pair: pair[0]):
-            best.setdefault(widths_of(self._aim.base, cuts), cuts)
-        return list(best.values())[:FINALISTS]
+            widths = widths_of(base, cuts)
+            if cuts not in best and left.setdefault(widths, 1) > 0:
+                best.append(cuts)
+                left[widths] -= 1
+        return best[:FINALISTS]
 
     def _best_seen(self, bound: float) -> State:
         """Return the best that holds the goals and loses less than `bound`, else where we are.
