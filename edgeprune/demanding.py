@@ -31,6 +31,8 @@ from edgeprune.profiling.profile import Profile, cost_of
 from edgeprune.report.render import cuts_in_words, profile_in_words
 from edgeprune.stages import Formats, Stages
 
+SAVING_ERROR = 0.12  # of what cuts are predicted to save: the usual margin where that is a quarter
+SURE = 0.015  # of a limit: what an interval of forty requests still leaves open
 ROOM = 1.5  # RAM that two loaded models take, of the bytes of their files
 AUTO_QUANTS = ("Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")  # each finer than those before it
 
@@ -169,15 +171,20 @@ def _as_near_as_measured(shape: LlamaShape, demand: Demand) -> Demand:
 def margin_for(shape: LlamaShape, demand: Demand) -> float:
     """Return how far below its limits a plan is to stay, as a share of them. Pure.
 
-    The margin is for predictions that are off. Of the unpruned model nothing is predicted, once it
-    was measured: where it holds the limits, nothing is cut for a margin's sake.
+    The margin is for what cuts save other than predicted. Of the unpruned model nothing is
+    predicted, once it was measured: where it holds the limits nothing is cut for a margin's sake,
+    and where little has to be saved, little of it can be missing.
 
     Args:
         shape: The unpruned model's.
-        demand: Its factors are those that make the prediction for that shape what was measured.
+        demand: Its factors are those that make the prediction for that shape what was measured; its
+            margin is the largest.
     """
     values = demand.budget.values(demand.predict(shape))
-    return demand.margin if violation(values, demand.limits) > 0 else 0.0
+    if violation(values, demand.limits) == 0:
+        return 0.0
+    saved = max(1 - limit / values[metric] for metric, limit in demand.limits.items())
+    return min(demand.margin, max(SURE, SAVING_ERROR * saved))
 
 
 def factors_in(
