@@ -88,6 +88,14 @@ class Cutting:
             return digest(self.model_key, cuts)
         return digest(self._importance_key, self.strategy.repair, cuts)
 
+    def check_text(self) -> None:
+        """Read the calibration text, before anything is measured.
+
+        Raises:
+            InputError: There is too little of it.
+        """
+        _ = self._calibration
+
     def plan(self, demand: Demand) -> Plan:
         """Plan as the strategy does.
 

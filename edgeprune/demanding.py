@@ -63,7 +63,9 @@ def demand_of(
     predicted = demand.predict(stages.checkpoint.shape)
     if baseline is None:
         values = {m: value_of(m, predicted, budget.n_new) for m in COST_METRICS}
-        return demand.model_copy(update={"limits": budget.limits(values)})
+        demand = demand.model_copy(update={"limits": budget.limits(values)})
+        return (_as_near_as_measured(stages.checkpoint.shape, demand) if _is_known(demand)
+                else demand)
     return _as_near_as_measured(stages.checkpoint.shape, demand.model_copy(update={
         "limits": median_limits(budget, baseline),
         "factors": cost_of(baseline).ratios(predicted)}))
@@ -147,6 +149,8 @@ def _as_measured(stages: Stages, demand: Demand, baseline: Measurement | None) -
 
     Left as it is where nothing was measured, or the target has no room for both.
     """
+    if _is_known(demand):
+        return _as_near_as_measured(stages.checkpoint.shape, demand)
     if baseline is None or stages.quant == stages.reference:
         return demand
     predicted = demand.unscaled(stages.checkpoint.shape)
@@ -162,6 +166,11 @@ def _as_measured(stages: Stages, demand: Demand, baseline: Measurement | None) -
         is_decided=lambda found: is_decided(demand.budget, pair(found))))
     return _as_near_as_measured(stages.checkpoint.shape, demand.model_copy(
         update={"factors": factors_in(both.pruned, both.baseline, baseline, predicted)}))
+
+
+def _is_known(demand: Demand) -> bool:
+    """Tell whether nothing has to be measured: what a file will take is exact."""
+    return set(demand.limits) <= {Metric.SIZE}
 
 
 def _as_near_as_measured(shape: LlamaShape, demand: Demand) -> Demand:

@@ -130,12 +130,17 @@ def _begun(options: Options, say: Say, notify: Say) -> Iterator[tuple[Stages, Bu
         workload = Workload(n_prompt=budget.n_prompt, n_new=budget.n_new, n_ctx=budget.context,
                             requests=options.requests or max(usual, requests_needed(budget)))
         reference = DEFAULT_FORMAT if quant == AUTO else quant
+        stages = Stages(name=name, checkpoint=checkpoint, quant=reference, reference=reference,
+                        workload=workload, device=device, run=run_directory,
+                        profiles=options.profiles, strategy=strategy, effort=options.effort,
+                        calibration=calibration, evaluation=evaluation,
+                        objective=options.objective, profile_seconds=options.profile_seconds)
+        if options.calibration is not None:
+            stages.cutting.check_text()
+        if options.evaluate is not None:
+            stages.check_evaluation()
         set_threads(device, options.threads, checkpoint.shape, reference, options.profiles, say)
-        yield Stages(name=name, checkpoint=checkpoint, quant=reference, reference=reference,
-                     workload=workload, device=device, run=run_directory,
-                     profiles=options.profiles, strategy=strategy, effort=options.effort,
-                     calibration=calibration, evaluation=evaluation,
-                     objective=options.objective, profile_seconds=options.profile_seconds), budget
+        yield stages, budget
 
 
 def set_threads(

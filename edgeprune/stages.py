@@ -18,10 +18,13 @@ from edgeprune.cutting import Cutting
 from edgeprune.data import shipped_text
 from edgeprune.device.measure import Comparison, Measurement, Workload, measure, send
 from edgeprune.device.session import Device
+from edgeprune.errors import InputError
 from edgeprune.export.artifact import artifact_name, export, metadata_bytes
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import Cuts, kept_layers
+from edgeprune.model.gguf import GgufModel
 from edgeprune.model.onnx_formats import FLOAT
+from edgeprune.model.passages import tokens_of
 from edgeprune.model.tokenizer import tokenizer_of
 from edgeprune.planning.demand import Demand
 from edgeprune.planning.greedy import Plan
@@ -149,6 +152,21 @@ class Stages:
     def artifact(self) -> Path:
         """Path of the pruned artifact."""
         return self.run.path / "artifact" / artifact_name(self.name, self.quant)
+
+    def check_evaluation(self) -> None:
+        """See whether there is enough of each evaluation text, before anything is measured.
+
+        Raises:
+            InputError: One is too short.
+        """
+        if self.tokenizer is None:
+            return
+        with GgufModel(self.tokenizer, vocab_only=True) as model:
+            for text in self.evaluation:
+                if (found := len(tokens_of(model, text.passages))) < EACH.context:
+                    raise InputError(f"the evaluation text {text.name} is too short",
+                                     got=f"{found} tokens",
+                                     remedy=f"at least {EACH.context} are needed, some pages")
 
     # --- the stages ------------------------------------------------------------------------------
 

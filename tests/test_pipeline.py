@@ -167,6 +167,18 @@ def test_text_that_cannot_be_used_is_told_before_anything_is_measured(
     assert not (tmp_path / "runs").exists()
 
 
+def test_text_that_is_too_short_is_told_before_anything_is_measured(
+    cli: Cli, small: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.txt").write_text("one two three")
+    begin = ("run", str(small), "--target", "local", "--budget", "size < 80%", "--name", "r")
+    for option in ("--calibration", "--evaluate"):
+        assert_one_line(cli(*begin, option, "mine.txt"), InputError.exit_code, "too short",
+                        "mine.txt", "are needed")
+    assert not (tmp_path / "runs/r/baseline").exists()
+    assert not (tmp_path / "runs/r/profile.json").exists()
+
+
 def test_the_second_run_does_nothing_again(
     cli: Cli, copied: tuple[str, ...], tmp_path: Path
 ) -> None:

@@ -5,7 +5,7 @@ In: what they are for, or a path. Out: passages of each kind, running text or co
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path, PurePath
 from typing import Literal, NamedTuple
@@ -15,6 +15,7 @@ from edgeprune.data.lines import SUFFIXES, Example, read_lines
 from edgeprune.errors import InputError
 
 BETWEEN = "\n\f\n"  # passages of a shipped text
+LONG_LINE = 40  # characters: a shorter line may be in two texts by chance
 
 
 class Message(NamedTuple):
@@ -68,6 +69,25 @@ def users_kind(path: Path, what: str) -> dict[str, tuple[Passage, ...]]:
         raise InputError(f"there is no {what}", got=str(path),
                          remedy="give a text file in UTF-8, JSON lines, or a directory of them")
     return {path.resolve().name: found}
+
+
+def share_in(passages: Iterable[Passage], others: Iterable[Passage]) -> float:
+    """Return what share of the text in long lines is in other passages, too. Pure.
+
+    Lines are taken without regard to case and white space.
+    """
+    known, mine = set(_long_lines(others)), list(_long_lines(passages))
+    shared = sum(len(line) for line in mine if line in known)
+    return shared / max(sum(map(len, mine)), 1)
+
+
+def _long_lines(passages: Iterable[Passage]) -> Iterator[str]:
+    for passage in passages:
+        for text in (passage,) if isinstance(passage, str) else (m.content for m in passage):
+            for line in text.splitlines():
+                plain = " ".join(line.split()).casefold()
+                if len(plain) >= LONG_LINE:
+                    yield plain
 
 
 def _is_text(name: PurePath, file: Path) -> bool:

@@ -28,7 +28,8 @@ def read_lines(content: str, file: Path) -> list[Example]:
         InputError: A line that is no JSON or of no form, or of another than the first; no line.
     """
     found, form = list[Example](), None
-    for number, line in enumerate(content.splitlines(), 1):
+    # not `splitlines`: JSON may hold other line separators as they are
+    for number, line in enumerate(content.removeprefix("\ufeff").split("\n"), 1):
         if not line.strip():
             continue
         try:

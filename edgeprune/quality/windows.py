@@ -25,13 +25,14 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from edgeprune.data import shipped_text
-from edgeprune.data.kinds import Message, Passage, shipped_kinds, users_kind
+from edgeprune.data.kinds import Message, Passage, share_in, shipped_kinds, users_kind
 from edgeprune.errors import InputError
 from edgeprune.model.gguf import GgufModel
 from edgeprune.records import Record
 
 SMALL_BYTES = 2**25
 _LOOK_S = 0.2  # for so long it is looked how busy the CPUs are
+SHARED = 0.25  # of a text's long lines: more of what was calibrated on tells nothing
 _ROWS = 8  # positions in float64 at once: a vocabulary may have 128 thousand tokens
 
 
@@ -98,7 +99,8 @@ def evaluation_kinds(
         InputError: It cannot be read, or some of it was calibrated on.
     """
     users = {} if own is None else users_kind(own, "evaluation text")
-    if any(passage in seen for passages in users.values() for passage in passages):
+    if any(passage in seen for passages in users.values() for passage in passages) or any(
+            share_in(passages, seen) > SHARED for passages in users.values()):
         raise InputError("the evaluation text is calibrated on, too", got=str(own),
                          remedy="hold some of your text out, and give that to --evaluate")
     shipped = shipped_kinds("evaluation")

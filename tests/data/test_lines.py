@@ -27,3 +27,9 @@ def test_other_lines_are_refused_with_their_number(lines: list[str], what: str) 
 def test_any_text_is_read_or_refused(content: str) -> None:
     with contextlib.suppress(InputError):
         assert read_lines(content, Path("a.jsonl"))
+
+
+def test_what_json_allows_within_a_line_ends_none() -> None:
+    content = "\ufeff" + '{"text": "one\u2028two"}\r\n{"text": "three\x85"}\n'
+    assert [e["text"] for e in read_lines(content, Path("a.jsonl"))] == [
+        "one\u2028two", "three\x85"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -43,3 +44,19 @@ def test_the_users_text_is_judged_on_beside_the_shipped_kinds(tmp_path: Path) ->
     assert found[0].passages == ("some text of mine",)
     with pytest.raises(InputError, match=r"calibrated on, too.*hold some"):
         evaluation_kinds(tmp_path, calibration_corpus(mine).own_passages)
+
+
+def test_parts_of_what_was_calibrated_on_are_not_judged_on(tmp_path: Path) -> None:
+    lines = [f"Line {i} says what the machine number {i} did on that day." for i in range(40)]
+    whole, other = tmp_path / "whole.txt", tmp_path / "other.jsonl"
+    whole.write_text("\n".join(lines))
+    seen = calibration_corpus(whole).own_passages
+    news = [f"Nobody has ever told us about the day with the number {i}." for i in range(40)]
+    for known, refused in ((20, True), (5, False)):
+        texts = [line.upper().replace(" ", "  ") for line in lines[:known]] + news[: 40 - known]
+        other.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+        if refused:
+            with pytest.raises(InputError, match="calibrated on, too"):
+                evaluation_kinds(other, seen)
+        else:
+            assert evaluation_kinds(other, seen)[0].name == "other.jsonl"
