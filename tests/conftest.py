@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 from coverage import Coverage
 from hypothesis import HealthCheck, settings
 
-from edgeprune.device.target import Target, load_target
+from edgeprune.device.target import LOCAL, Target, load_target
 from edgeprune.export.gguf import export_gguf
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.source import resolve_model
@@ -25,6 +26,7 @@ from tests.tiny import KINDS, make_tiny
 from tests.turns import (
     RUN,
     alone,
+    on_local,
     pytest_collection_modifyitems,
     pytest_runtest_protocol,
     pytest_xdist_make_scheduler,
@@ -145,10 +147,11 @@ def run_cli(
     directory: Path, *arguments: str, timeout_s: float = 900
 ) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user would, in a directory."""
-    return subprocess.run(
-        cli_argv(*arguments), cwd=directory, capture_output=True, text=True, check=False,
-        timeout=timeout_s, env={**os.environ, "COLUMNS": "200"},
-    )
+    with on_local() if LOCAL in arguments else nullcontext():
+        return subprocess.run(
+            cli_argv(*arguments), cwd=directory, capture_output=True, text=True, check=False,
+            timeout=timeout_s, env={**os.environ, "COLUMNS": "200"},
+        )
 
 
 def cli_argv(*arguments: str) -> list[str]:

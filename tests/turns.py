@@ -65,6 +65,20 @@ def alone() -> Iterator[None]:
         fcntl.flock(_room, fcntl.LOCK_SH)
 
 
+@contextmanager
+def on_local() -> Iterator[None]:
+    """Have the target `local` for oneself: of two jobs there the second is refused, as it should.
+
+    Held while one command runs, and nothing else is waited for: nobody waits for each other.
+    """
+    if RUN is None:
+        yield
+        return
+    with _file("local").open("w") as mine:
+        fcntl.flock(mine, fcntl.LOCK_EX)
+        yield
+
+
 _room: IO[str] | None = None  # open while a test of this process runs
 
 
