@@ -18,14 +18,7 @@ from edgeprune.judging import is_decided, measured_value, measured_values
 from edgeprune.model.shape import LlamaShape
 from edgeprune.planning.aim import MARGIN
 from edgeprune.planning.bounds import check_demand
-from edgeprune.planning.budget import (
-    COST_METRICS,
-    MEDIAN,
-    Budget,
-    Metric,
-    value_of,
-    violation,
-)
+from edgeprune.planning.budget import COST_METRICS, MEDIAN, Budget, Metric, value_of, violation
 from edgeprune.planning.demand import Demand
 from edgeprune.profiling.profile import Profile, cost_of
 from edgeprune.report.render import cuts_in_words, profile_in_words
@@ -64,11 +57,12 @@ def demand_of(
     if baseline is None:
         values = {m: value_of(m, predicted, budget.n_new) for m in COST_METRICS}
         demand = demand.model_copy(update={"limits": budget.limits(values)})
-        return (_as_near_as_measured(stages.checkpoint.shape, demand) if _is_known(demand)
-                else demand)
-    return _as_near_as_measured(stages.checkpoint.shape, demand.model_copy(update={
-        "limits": median_limits(budget, baseline),
-        "factors": cost_of(baseline).ratios(predicted)}))
+        if not _is_known(demand):
+            return demand
+    else:
+        demand = demand.model_copy(update={"limits": median_limits(budget, baseline),
+                                           "factors": cost_of(baseline).ratios(predicted)})
+    return _as_near_as_measured(stages.checkpoint.shape, demand)
 
 
 def choose_format(

@@ -35,7 +35,7 @@ from edgeprune.planning.greedy import Plan
 from edgeprune.profiling.profile import Profile, cost_of
 from edgeprune.profiling.threads import best_threads
 from edgeprune.pruning.calibration import Effort, calibration_corpus
-from edgeprune.quality.windows import evaluation_kinds
+from edgeprune.quality.windows import check_length, evaluation_kinds
 from edgeprune.records import Record, Verdict
 from edgeprune.report.outcome import Outcome
 from edgeprune.report.render import limits_in_words, measured_in_words, plan_lines
@@ -137,8 +137,8 @@ def _begun(options: Options, say: Say, notify: Say) -> Iterator[tuple[Stages, Bu
                         objective=options.objective, profile_seconds=options.profile_seconds)
         if options.calibration is not None:
             stages.cutting.check_text()
-        if options.evaluate is not None:
-            stages.check_evaluation()
+        if options.evaluate is not None and stages.tokenizer is not None:
+            check_length(evaluation, stages.tokenizer)
         set_threads(device, options.threads, checkpoint.shape, reference, options.profiles, say)
         yield stages, budget
 

@@ -18,13 +18,10 @@ from edgeprune.cutting import Cutting
 from edgeprune.data import shipped_text
 from edgeprune.device.measure import Comparison, Measurement, Workload, measure, send
 from edgeprune.device.session import Device
-from edgeprune.errors import InputError
 from edgeprune.export.artifact import artifact_name, export, metadata_bytes
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import Cuts, kept_layers
-from edgeprune.model.gguf import GgufModel
 from edgeprune.model.onnx_formats import FLOAT
-from edgeprune.model.passages import tokens_of
 from edgeprune.model.tokenizer import tokenizer_of
 from edgeprune.planning.demand import Demand
 from edgeprune.planning.greedy import Plan
@@ -153,21 +150,6 @@ class Stages:
         """Path of the pruned artifact."""
         return self.run.path / "artifact" / artifact_name(self.name, self.quant)
 
-    def check_evaluation(self) -> None:
-        """See whether there is enough of each evaluation text, before anything is measured.
-
-        Raises:
-            InputError: One is too short.
-        """
-        if self.tokenizer is None:
-            return
-        with GgufModel(self.tokenizer, vocab_only=True) as model:
-            for text in self.evaluation:
-                if (found := len(tokens_of(model, text.passages))) < EACH.context:
-                    raise InputError(f"the evaluation text {text.name} is too short",
-                                     got=f"{found} tokens",
-                                     remedy=f"at least {EACH.context} are needed, some pages")
-
     # --- the stages ------------------------------------------------------------------------------
 
     def export_baseline(self) -> Path:
@@ -251,7 +233,7 @@ class Stages:
                     self._export(self.checkpoint, file, quant)
                 every = [files.get(quant) or self.export_baseline() for quant in quants]
                 what = f"the unpruned model as {' and '.join(quants)}"
-                found = _enough(lambda: Formats(measured=dict(zip(
+                found = measured_enough(lambda: Formats(measured=dict(zip(
                     quants, self._measure(what, *every), strict=True))), is_decided)
                 for file in files.values():
                     self.device.forget(self.device.remote_name(file))
@@ -313,7 +295,7 @@ class Stages:
 
         return self.run.record(
             f"bench-{number}", digest(self._bench_key(self.artifact_key(cuts)), baseline is None),
-            f"rounds/{number}/bench.json", Comparison, lambda: _enough(once, is_decided),
+            f"rounds/{number}/bench.json", Comparison, lambda: measured_enough(once, is_decided),
             usable=lambda known: not known.disturbances)
 
     def quality_before(self) -> Quality:
@@ -397,7 +379,9 @@ class Stages:
         export(checkpoint, self.tokenizer, path, quant=quant, name=self.name)
 
 
-def _enough(once: Callable[[], Several], is_decided: Callable[[Several], bool]) -> Several:
+def measured_enough(
+    once: Callable[[], Several], is_decided: Callable[[Several], bool]
+) -> Several:
     """Measure until that says enough, or something disturbs it; `MOST` times at most."""
     found = once()
     for _ in range(MOST - 1):

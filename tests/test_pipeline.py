@@ -304,6 +304,17 @@ def test_a_plan_is_made_without_building_anything(cli: Cli, small: Path, tmp_pat
     assert_one_line(cli(*arguments[:-4], "--threads", "0"), 2, "CPUs", "auto")
 
 
+def test_nothing_is_cut_to_stay_below_a_size_that_is_known(
+    cli: Cli, small: Path, tmp_path: Path
+) -> None:
+    for limit, cut in (("100.5%", False), ("99.5%", True)):
+        done = cli("plan", str(small), "--target", "local", "--budget", f"size < {limit}",
+                   "--name", limit[:-1])
+        assert done.returncode == 0, done.stderr
+        made = json.loads((tmp_path / "runs" / limit[:-1] / "plan.json").read_text())
+        assert (made["cuts"] != json.loads(Cuts().model_dump_json())) == cut
+
+
 def test_a_budget_can_be_a_file_and_must_fit_the_model(
     cli: Cli, small: Path, tmp_path: Path
 ) -> None:

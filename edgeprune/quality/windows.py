@@ -14,7 +14,7 @@ token has a past of at least the difference: llama.cpp's perplexity tool reads s
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -28,6 +28,7 @@ from edgeprune.data import shipped_text
 from edgeprune.data.kinds import Message, Passage, share_in, shipped_kinds, users_kind
 from edgeprune.errors import InputError
 from edgeprune.model.gguf import GgufModel
+from edgeprune.model.passages import tokens_of
 from edgeprune.records import Record
 
 SMALL_BYTES = 2**25
@@ -107,6 +108,20 @@ def evaluation_kinds(
     return tuple(Text(name, passages, fewest=1) for name, passages in (
         *((f"your {name}" if name in shipped else name, found) for name, found in users.items()),
         *shipped.items()))
+
+
+def check_length(texts: Iterable[Text], tokenizer: Path) -> None:
+    """See whether there is a window of each text.
+
+    Raises:
+        InputError: One is too short.
+    """
+    with GgufModel(tokenizer, vocab_only=True) as model:
+        for text in texts:
+            if (found := len(tokens_of(model, text.passages))) < EACH.context:
+                raise InputError(f"the evaluation text {text.name} is too short",
+                                 got=f"{found} tokens",
+                                 remedy=f"at least {EACH.context} are needed, some pages")
 
 
 class Predictor(Protocol):
