@@ -150,6 +150,7 @@ def _as_measured(stages: Stages, demand: Demand, baseline: Measurement | None) -
     predicted = demand.unscaled(stages.checkpoint.shape)
     if ROOM * (predicted.file_bytes + baseline.file_bytes) > stages.device.facts.ram_bytes:
         return demand
+
     def pair(found: Formats) -> Comparison:
         return Comparison(baseline=found.measured[stages.reference],
                           pruned=found.measured[stages.quant], paired=True)

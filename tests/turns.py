@@ -3,8 +3,8 @@
 `make test` runs the tests in two processes (pytest-xdist). Tests of one file stay together, so that
 what its fixtures make is made once; the slow files come first, and last what needs this machine for
 itself: tests with the mark `measures` wait until the other process has ended its last test. What
-must be measured in between, for others to use, is measured `alone`. In one process (`pytest` alone)
-nothing here matters.
+must be measured in between, for others to use, is measured `alone`; on the target `local` there is
+one command at a time (`on_local`). In one process (`pytest` alone) nothing here matters.
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ Each pass proposes a batch, scores it, learns from it, and takes the best that i
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
@@ -126,12 +125,12 @@ class _Search:
             self._estimate.knows(field, getattr(jump.cuts, field)) for field in FIELDS)]
         seen = [(loss, cuts) for cuts, loss in self._scores.seen.items() if self._holds(cuts)]
         base, best = self._aim.base, [self.state.cuts]
-        left = Counter({widths_of(base, self.state.cuts): 1})
+        more = {widths_of(base, self.state.cuts): 1}
         for _, cuts in sorted([*seen, *told], key=lambda pair: pair[0]):
             widths = widths_of(base, cuts)
-            if cuts not in best and left.setdefault(widths, 1) > 0:
+            if cuts not in best and more.setdefault(widths, 1):
                 best.append(cuts)
-                left[widths] -= 1
+                more[widths] -= 1
         return best[:FINALISTS]
 
     def _best_seen(self, bound: float) -> State:
