@@ -26,7 +26,7 @@ from edgeprune.model.cuts import (
     kept_layers,
 )
 from edgeprune.planning.demand import Demand
-from edgeprune.planning.greedy import Plan
+from edgeprune.planning.greedy import Plan, least_loss
 from edgeprune.planning.moves import describe_change
 from edgeprune.planning.recipes import Planner, follow, joint_plans
 from edgeprune.pruning import forward
@@ -119,6 +119,17 @@ class Cutting:
             return self._similarity.influence(first, count)
 
         return follow(self.strategy.planner, self.checkpoint.shape, demand, self._score, influence)
+
+    def least_loss(self, demand: Demand) -> float:
+        """Return about what cuts lose at least that hold a demand, nats per token; inf if none can.
+
+        Told by single moves for our planner, which takes a part of a sketch's time.
+        """
+        least = 0.0
+        if self.strategy.planner is Planner.JOINT:
+            least = least_loss(self.checkpoint.shape, demand.budget, demand.limits, demand.predict,
+                               self._score, demand.margin)
+        return least
 
     def _best(self, plans: Sequence[Plan], demand: Demand) -> Plan:
         """Build the best of each plan, then what comes next to the one that loses the least."""

@@ -106,11 +106,13 @@ def _best_format(
     for quant in formats_worth_a_plan(shape, demand):
         other = replace(stages, quant=quant)
         # what costs no less has to be cut no less
-        at_least = [pruned[known] for known in pruned
-                    if _costs_no_less(shape, demand, quant, known)]
-        if max(at_least, default=0.0) >= best or (
-                found and _loss_of_cuts(other, _in_format(demand, quant)) >= best):
-            say(f"{quant}: its cuts alone would lose more")
+        at_least = max((pruned[known] for known in pruned
+                        if _costs_no_less(shape, demand, quant, known)), default=0.0)
+        if found and at_least < best:
+            at_least = _loss_of_cuts(other, _in_format(demand, quant), best)
+        if at_least >= best:
+            say(f"{quant}: " + (f"its cuts alone would lose more, {at_least:.4f}"
+                                if at_least < math.inf else "no cut holds the budget"))
             continue
         quantized = other.quantization_loss()
         by_itself = f"{quant}: loses {quantized:.4f} nats per token by itself"
@@ -130,8 +132,14 @@ def _best_format(
     return found
 
 
-def _loss_of_cuts(stages: Stages, demand: Demand) -> float:
-    """Return what the cuts of a format lose, before anything of it is measured; scores are kept."""
+def _loss_of_cuts(stages: Stages, demand: Demand, best: float) -> float:
+    """Return what the cuts of a format lose, before anything of it is measured; scores are kept.
+
+    Where already the least that they can lose is not below `best`, no plan is made.
+    """
+    least = stages.cutting.least_loss(demand)
+    if least >= best:
+        return least
     try:
         return stages.cutting.sketch(demand).loss_increase
     except InfeasibleError:

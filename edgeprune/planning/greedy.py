@@ -14,6 +14,7 @@ greed missed, `edgeprune.planning.refine` looks for afterwards.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape
 from edgeprune.planning.aim import MARGIN, Aim, Predict
 from edgeprune.planning.budget import Budget, Metric
+from edgeprune.planning.exact import solve_exact
 from edgeprune.planning.feasible import check_feasible
 from edgeprune.planning.moves import Kind, Move, moves, why_width
 from edgeprune.planning.refine import State, refine
@@ -157,8 +159,6 @@ def make_plan(  # noqa: PLR0913 - a `Demand` in parts: costs need not come from 
     estimate = _first_scan(base, scores, kinds)
     base_loss = scores.seen[Cuts()]
     joint = set(kinds) == set(Kind)
-    if joint:
-        estimate.protect()
     steps, end = _descend(State(Cuts(), base_loss), aim, estimate, scores, kinds)
     changes: tuple[str, ...] = ()
     finalists: tuple[Cuts, ...] = ()
@@ -176,13 +176,39 @@ def make_plan(  # noqa: PLR0913 - a `Demand` in parts: costs need not come from 
     })
 
 
+def least_loss(
+    base: LlamaShape,
+    budget: Budget,
+    limits: Mapping[Metric, float],
+    predict: Predict,
+    score: Score,
+    margin: float = MARGIN,
+) -> float:
+    """Return about what cuts lose at least that hold a budget, nats per token; inf if none does.
+
+    The optimum where the losses of single moves add up, and those of widths go on in straight
+    lines. Cuts that come together mostly lose more than that. It takes no more than the scan that
+    `make_plan` begins with, whose arguments these are.
+    """
+    if Aim(base, budget, limits, predict, margin).excess(Cuts()) == 0:
+        return 0.0
+    table = _first_scan(base, Scores(score), tuple(Kind)).table()
+    found = solve_exact(base, budget, limits, predict, table, margin)
+    return math.inf if found is None else found.loss - table.base_loss
+
+
 def _first_scan(base: LlamaShape, scores: Scores, kinds: Collection[Kind]) -> Estimate:
-    """Score the unpruned model and every single move, those too that alone save nothing."""
+    """Score the unpruned model and every single move, those too that alone save nothing.
+
+    Of all kinds together, what alone is a catastrophe is protected.
+    """
     options = [move.after(Cuts()) for move in moves(base, Cuts()) if move.kind in kinds]
     base_loss, *losses = scores([Cuts(), *options])
     estimate = Estimate(base, base_loss)
     for cuts, loss in zip(options, losses, strict=True):
         estimate.learn(Cuts(), cuts, loss - base_loss)
+    if set(kinds) == set(Kind):
+        estimate.protect()
     return estimate
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape
 from edgeprune.planning.budget import parse_budget, violation
-from edgeprune.planning.greedy import make_plan
+from edgeprune.planning.greedy import least_loss, make_plan
 from edgeprune.planning.moves import Kind
 from edgeprune.planning.tables import LossTable
 from edgeprune.planning.widths import served_widths, widths_of
@@ -58,6 +59,32 @@ def test_a_budget_that_holds_already_cuts_nothing_and_scores_nothing() -> None:
     made = plan("10 tokens < 200%, ram < 1 GB", table)
     assert made.cuts == Cuts()
     assert (table.scored, made.scored, made.loss, made.table) == (0, 0, None, None)
+
+
+def _least(text: str, table: Table, base: LlamaShape) -> float:
+    return least_loss(base, parse_budget(text), limits_of(text, base), predict, table)
+
+
+@given(layers=st.lists(st.floats(0, 3), min_size=8, max_size=8), width=st.floats(0, 3),
+       together=st.floats(0, 1), share=st.integers(5, 110))
+def test_the_least_loss_is_told_by_single_moves(
+    layers: list[float], width: float, together: float, share: int
+) -> None:
+    text, table = f"10 tokens < {share}%", Table(layers, width, width, width)
+
+    def lose_more(candidates: Sequence[Cuts]) -> list[float]:
+        return [loss + together * math.comb(len(cuts.layers), 2)
+                for cuts, loss in zip(candidates, table(candidates), strict=True)]
+
+    least = _least(text, table, FREE)
+    assert table.scored <= 1 + 8 + 3  # the unpruned model, each layer, a move of each width
+    made, best = plan_or_none(text, lose_more, FREE), exact(
+        text, even_table(FREE, width=width).model_copy(
+            update={"layers": dict(enumerate(layers))}), FREE)
+    assert (made is None) == (best is None) == (least == math.inf)
+    if made is not None and best is not None:
+        assert least == pytest.approx(best.loss - 2.0)
+        assert made.loss_increase >= least - 1e-9
 
 
 def test_the_cheapest_layers_go_first() -> None:
