@@ -37,7 +37,7 @@ from edgeprune.pruning.calibration import (
     draw,
     tokens_by_kind,
 )
-from edgeprune.pruning.forward import worse_half
+from edgeprune.pruning.loss import worse_half
 from edgeprune.pruning.narrowing import Narrowing
 from edgeprune.pruning.sample import Sample, Windows
 from edgeprune.pruning.sensitivity import Losses, LossScorer

@@ -12,9 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from edgeprune.cutting import Cutting
 from edgeprune.data import shipped_text
 from edgeprune.device.measure import Comparison, Measurement, Workload, measure, send
 from edgeprune.device.session import Device
@@ -27,7 +26,7 @@ from edgeprune.planning.demand import Demand
 from edgeprune.planning.greedy import Plan
 from edgeprune.profiling.profile import Profile, profile
 from edgeprune.pruning.calibration import Corpus, Effort, Objective
-from edgeprune.pruning.forward import Loss, worse_half
+from edgeprune.pruning.loss import Loss, worse_half
 from edgeprune.quality.evaluate import (
     Kinds,
     Quality,
@@ -42,6 +41,9 @@ from edgeprune.records import Record, digest, file_digest
 from edgeprune.recovery.recipe import Pruned, Recovered, Training
 from edgeprune.rundir import MODEL, RECOVERED, RunDirectory, SharedDirectory
 from edgeprune.strategies import Strategy
+
+if TYPE_CHECKING:
+    from edgeprune.cutting import Cutting
 
 # Requests of a comparison that says too little are added to, up to so many times the first number.
 MOST = 4
@@ -123,6 +125,8 @@ class Stages:
     @cached_property
     def cutting(self) -> Cutting:
         """What is done to the weights; what they are worth is one thing for all runs."""
+        from edgeprune.cutting import Cutting  # noqa: PLC0415 - loads torch, which is heavy
+
         key = digest(self.model_key, self.calibration.digest, self.effort.fitting,
                      self.effort.scoring)
         return Cutting(checkpoint=self.checkpoint, model_key=self.model_key,

@@ -13,7 +13,7 @@ from enum import StrEnum
 
 from edgeprune.errors import UsageError
 from edgeprune.planning.recipes import Planner
-from edgeprune.pruning.importance import Criterion, Method
+from edgeprune.pruning.criterion import Criterion, Method
 from edgeprune.records import Record
 
 

@@ -48,6 +48,24 @@ def test_help_loads_nothing_heavy() -> None:
                           capture_output=True).returncode == 0
 
 
+@pytest.mark.parametrize("arguments", [
+    ("run", "smollm2", "--target", "nowhere", "--budget", "ram < 1 GB"),
+    ("bench", "nowhere.gguf", "--target", "local"),
+    ("export", "nowhere", "a.gguf"),
+    ("package", "nowhere.gguf", "--target", "local", "--version", "v1", "--out", "v1"),
+    ("eval", "nowhere"),
+])
+def test_what_is_refused_at_once_does_not_wait_for_torch(
+    tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    code = ("import sys\nfrom edgeprune.cli import main\n"
+            "refused = main(sys.argv[1:])\n"
+            "sys.exit(99 if 'torch' in sys.modules else refused)")
+    done = subprocess.run([sys.executable, "-c", code, *arguments], check=False, cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert done.returncode in {2, 6}, done.stderr
+
+
 def test_the_version_is_told(cli: Cli) -> None:
     assert cli("--version").stdout.strip() == "0.1.0"
 

@@ -22,7 +22,7 @@ from edgeprune.model.tokenizer import tokenizer_of
 from edgeprune.planning.budget import parse_budget, violation
 from edgeprune.planning.demand import Demand
 from edgeprune.pruning.calibration import Corpus, Effort, calibration_corpus, effort_of
-from edgeprune.pruning.importance import Criterion, Method
+from edgeprune.pruning.criterion import Criterion, Method
 from edgeprune.rundir import RunDirectory
 from edgeprune.strategies import STRATEGIES, Repair, Strategy, strategy_of
 from tests.planning.test_recipes import MODEL

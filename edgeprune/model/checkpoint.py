@@ -10,17 +10,18 @@ import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from edgeprune.errors import InputError
 from edgeprune.model.shape import shape_of_config
 from edgeprune.model.source import CONFIG, read_config
 from edgeprune.model.tensors import tensor_specs
 from edgeprune.records import file_digest, write_text
+
+if TYPE_CHECKING:
+    import torch
 
 SHARD_BYTES = 512 * 1024**2
 # Files that travel with the weights: everything a tokenizer or `generate` reads.
@@ -66,7 +67,7 @@ class Checkpoint:
 
         Its file is opened for it alone: a mapping that stays open keeps in RAM all that was read.
         """
-        tensor: torch.Tensor = _opened(self._files[name]).get_tensor(name)
+        tensor: torch.Tensor = _opened(self._files[name], "pt").get_tensor(name)
         return tensor
 
     @property
@@ -104,9 +105,10 @@ class Checkpoint:
                 )
 
 
-def _opened(path: Path) -> Any:
+def _opened(path: Path, framework: str = "np") -> Any:
+    """Open a file of weights; to look at what is in it takes no torch, which is heavy."""
     try:
-        return safe_open(path, framework="pt", device="cpu")
+        return safe_open(path, framework=framework, device="cpu")
     except (SafetensorError, OSError) as error:
         raise InputError(
             f"weight file {path} cannot be read ({error})",
@@ -143,6 +145,8 @@ def _write_shards(
     directory: Path, tensors: Iterable[tuple[str, torch.Tensor]], shard_bytes: int
 ) -> tuple[list[list[str]], int]:
     """Write the files shard-0, shard-1, ...; return the tensors in each, and the bytes of all."""
+    from safetensors.torch import save_file  # noqa: PLC0415 - loads torch
+
     shards: list[list[str]] = []
     shard: dict[str, torch.Tensor] = {}
     held = total_bytes = 0

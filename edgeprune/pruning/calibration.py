@@ -16,7 +16,7 @@ from edgeprune.data.kinds import Kinds, Passage, shipped_kinds, users_kind
 from edgeprune.errors import InputError, UsageError
 from edgeprune.model.gguf import GgufModel
 from edgeprune.model.passages import tokens_of
-from edgeprune.pruning.forward import Loss
+from edgeprune.pruning.loss import Loss
 from edgeprune.pruning.sample import Sample, Windows, sample
 from edgeprune.records import digest
 

@@ -22,6 +22,7 @@ from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.rope import inverse_frequencies
 from edgeprune.model.shape import LlamaShape
 from edgeprune.model.tensors import EMBEDDING, FINAL_NORM, PROJECTION, layer_specs
+from edgeprune.pruning.loss import Loss, worse_half
 from edgeprune.pruning.sample import Sample
 
 Weights = Mapping[str, Tensor]  # of one layer, by name within the layer
@@ -205,33 +206,6 @@ def output_of(checkpoint: Checkpoint, layers: Layers, tokens: Tensor) -> Output:
         else:
             x = run_layer(x, weights, shape, rope)
     return Output(x, head or output_head(checkpoint, where))
-
-
-class Loss(NamedTuple):
-    """What a model loses on text, means over the tokens that are predicted.
-
-    Attributes:
-        nats: Cross entropy of the next token.
-        divergence: KL divergence from the unpruned model's prediction, nats.
-        worse: That divergence on the kinds of text where it is largest: `worse_half`.
-    """
-
-    nats: float
-    divergence: float
-    worse: float
-
-
-def worse_half(divergences: Iterable[float]) -> float:
-    """Return the mean of the larger half of what is lost on each kind of text. Pure.
-
-    What stands for the worst kind where cuts are compared on little text. With SmolLM2 and 64
-    tokens of each of 12 kinds, the largest was two to three times what the worst kind loses on more
-    text, and told the order of 27 layers and 8 pairs less well than this mean (Spearman's
-    correlation 0.71 and 0.69, against 0.75 and 0.88).
-    """
-    ordered = sorted(divergences, reverse=True)
-    half = ordered[: (len(ordered) + 1) // 2]
-    return max(sum(half) / len(half), 0.0)
 
 
 def losses(outputs: Sequence[Output], unpruned: Output, text: Sample) -> list[Loss]:

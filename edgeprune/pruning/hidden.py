@@ -18,8 +18,9 @@ from torch import Tensor
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.tensors import PROJECTION, Axis, TensorSpec, layer_specs, tensor_specs
 from edgeprune.pruning import forward
+from edgeprune.pruning.criterion import Criterion, Method
 from edgeprune.pruning.gradients import Gradients, layer_gradients
-from edgeprune.pruning.importance import Criterion, Method, parts_along, reduced
+from edgeprune.pruning.importance import parts_along, reduced
 from edgeprune.records import Record
 
 

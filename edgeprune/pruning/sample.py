@@ -6,12 +6,12 @@ In: the tokens of several kinds, the share of each. Out: a `Sample`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple
 
 from edgeprune.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Windows(NamedTuple):
@@ -56,6 +56,8 @@ def sample(
     Raises:
         InputError: There are too few tokens.
     """
+    import torch  # noqa: PLC0415 - heavy: what is refused before text is read does without
+
     room = {kind: len(found) // wanted.n_tokens for kind, found in tokens.items()}
     if sum(room.values()) < wanted.n_windows:
         raise InputError("the calibration text is too short",
@@ -80,6 +82,8 @@ def windows(tokens: Sequence[int], wanted: Windows) -> Tensor:
     Raises:
         InputError: There are too few tokens.
     """
+    import torch  # noqa: PLC0415
+
     count, length = wanted
     if len(tokens) < count * length:
         raise InputError("the calibration text is too short", got=f"{len(tokens)} tokens",

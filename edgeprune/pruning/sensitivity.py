@@ -19,7 +19,8 @@ from torch import Tensor
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import Cuts
 from edgeprune.pruning import forward
-from edgeprune.pruning.forward import Loss, Output
+from edgeprune.pruning.forward import Output
+from edgeprune.pruning.loss import Loss
 from edgeprune.pruning.narrowing import Narrowing
 from edgeprune.pruning.sample import Sample
 from edgeprune.records import Known, digest

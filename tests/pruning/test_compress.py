@@ -16,8 +16,10 @@ from edgeprune.model.shape import LlamaShape
 from edgeprune.pruning import forward
 from edgeprune.pruning.calibration import Corpus, calibration_corpus, tokens_by_kind
 from edgeprune.pruning.compress import n_whole, repaired_layers
+from edgeprune.pruning.criterion import Criterion, Method
 from edgeprune.pruning.forward import Layers
-from edgeprune.pruning.importance import Criterion, Method, layer_importance
+from edgeprune.pruning.importance import layer_importance
+from edgeprune.pruning.loss import Loss
 from edgeprune.pruning.sample import Sample, Windows, sample, windows
 from edgeprune.pruning.statistics import measure_statistics, read_statistics
 from edgeprune.pruning.surgery import cut_layers
@@ -49,7 +51,7 @@ def _unpruned(checkpoint: Checkpoint, tokens: Tensor) -> forward.Output:
 
 def _losses(
     checkpoint: Checkpoint, models: Iterable[Layers], tokens: Tensor, unpruned: forward.Output
-) -> list[forward.Loss]:
+) -> list[Loss]:
     return forward.losses([forward.output_of(checkpoint, layers, tokens) for layers in models],
                           unpruned, Sample.of_one_kind(tokens))
 

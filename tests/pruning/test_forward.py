@@ -11,6 +11,7 @@ from transformers import LlamaForCausalLM
 
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.pruning import forward
+from edgeprune.pruning.loss import worse_half
 from edgeprune.pruning.sample import Sample
 from tests.tiny import make_tiny
 
@@ -105,6 +106,6 @@ def test_what_is_lost_on_the_worse_half_of_the_kinds() -> None:
 
 
 def test_one_kind_is_its_own_worse_half() -> None:
-    assert forward.worse_half([0.3]) == 0.3
-    assert forward.worse_half([0.1, 0.5, 0.2, 0.4]) == pytest.approx(0.45)
-    assert forward.worse_half([-1e-9]) == 0.0  # rounding: no divergence is negative
+    assert worse_half([0.3]) == 0.3
+    assert worse_half([0.1, 0.5, 0.2, 0.4]) == pytest.approx(0.45)
+    assert worse_half([-1e-9]) == 0.0  # rounding: no divergence is negative

@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from edgeprune.model.checkpoint import Checkpoint
+from edgeprune.pruning.criterion import Criterion, Method
 from edgeprune.pruning.hidden import hidden_importance
-from edgeprune.pruning.importance import Criterion, Method
 from tests.tiny import make_tiny
 
 TOKENS = torch.randint(0, 128, (3, 10), generator=torch.Generator().manual_seed(1))

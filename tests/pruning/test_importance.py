@@ -18,9 +18,10 @@ from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import LayerImportance
 from edgeprune.model.shape import LlamaShape
 from edgeprune.pruning import forward
+from edgeprune.pruning.criterion import Criterion, Method
 from edgeprune.pruning.elimination import elimination_order
 from edgeprune.pruning.gradients import Gradients, layer_gradients
-from edgeprune.pruning.importance import Criterion, Method, layer_importance
+from edgeprune.pruning.importance import layer_importance
 from edgeprune.pruning.statistics import Statistics
 from tests.tiny import make_tiny
 

@@ -18,8 +18,9 @@ from edgeprune.model.cuts import (
     kept_layers,
 )
 from edgeprune.pruning import sensitivity
-from edgeprune.pruning.forward import Loss
-from edgeprune.pruning.importance import Criterion, Method, layer_importance
+from edgeprune.pruning.criterion import Criterion, Method
+from edgeprune.pruning.importance import layer_importance
+from edgeprune.pruning.loss import Loss
 from edgeprune.pruning.narrowing import Narrowing
 from edgeprune.pruning.sample import Sample
 from edgeprune.pruning.sensitivity import Losses, LossScorer

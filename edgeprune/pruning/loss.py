@@ -1,0 +1,33 @@
+"""What cuts lose on text of several kinds, in numbers. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+
+class Loss(NamedTuple):
+    """What a model loses on text, means over the tokens that are predicted.
+
+    Attributes:
+        nats: Cross entropy of the next token.
+        divergence: KL divergence from the unpruned model's prediction, nats.
+        worse: That divergence on the kinds of text where it is largest: `worse_half`.
+    """
+
+    nats: float
+    divergence: float
+    worse: float
+
+
+def worse_half(divergences: Iterable[float]) -> float:
+    """Return the mean of the larger half of what is lost on each kind of text. Pure.
+
+    What stands for the worst kind where cuts are compared on little text. With SmolLM2 and 64
+    tokens of each of 12 kinds, the largest was two to three times what the worst kind loses on more
+    text, and told the order of 27 layers and 8 pairs less well than this mean (Spearman's
+    correlation 0.71 and 0.69, against 0.75 and 0.88).
+    """
+    ordered = sorted(divergences, reverse=True)
+    half = ordered[: (len(ordered) + 1) // 2]
+    return max(sum(half) / len(half), 0.0)
