@@ -10,11 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -54,6 +52,7 @@ from edgeprune.console import (
     TargetName,
     Targets,
     Threads,
+    heed_signals,
     number_format,
     open_with_progress,
     print_table,
@@ -80,7 +79,7 @@ INTERRUPTED = 130  # what shells give a program that Ctrl-C ended
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    signal.signal(signal.SIGTERM, _terminated)
+    heed_signals()
     # transformers' own progress bars would be drawn over ours
     os.environ.setdefault("TQDM_DISABLE", "1")
     # torch's threads wait for each other asleep, so that other processes have the CPU
@@ -291,11 +290,6 @@ app.command("recover")(recover_command)
 for _command in (serve, package, deploy, status, rollback, undeploy):
     app.command()(_command)
 app.command()(sparsify)
-
-
-def _terminated(_signal: int, _frame: FrameType | None) -> None:
-    """End on SIGTERM as on Ctrl-C: jobs on targets are stopped on the way out."""
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

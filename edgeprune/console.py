@@ -5,10 +5,12 @@ Part of the command line, which alone prints.
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -17,6 +19,7 @@ from rich.table import Table
 
 from edgeprune.model.quantization import DEFAULT_FORMAT
 
+AGAIN_S = 0.05  # after so long an interrupt that could not be raised is given again
 Model = Annotated[str, typer.Argument(
     help="A Hugging Face directory (safetensors), a .gguf file, or 'smollm2'.")]
 Quant = Annotated[str, typer.Option(
@@ -99,6 +102,26 @@ def number_format(kind: str, quant: str) -> str:
 
 class Interrupted(Exception):  # noqa: N818 - the user's wish, not an error
     """Ctrl-C or SIGTERM, under a name that Typer leaves alone."""
+
+
+def heed_signals() -> None:
+    """End on SIGTERM as on Ctrl-C: jobs on targets are stopped on the way out.
+
+    What C calls back, as llama.cpp does with its messages, can raise nothing: Python drops an
+    interrupt that comes there. It is given again then.
+    """
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    def dropped(lost: sys.UnraisableHookArgs) -> None:
+        if issubclass(lost.exc_type, KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
+        else:
+            sys.__unraisablehook__(lost)
+
+    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGALRM, interrupt)
+    sys.unraisablehook = dropped
 
 
 @contextmanager

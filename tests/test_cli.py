@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,23 @@ def test_what_is_refused_at_once_does_not_wait_for_torch(
     done = subprocess.run([sys.executable, "-c", code, *arguments], check=False, cwd=tmp_path,
                           capture_output=True, text=True)
     assert done.returncode in {2, 6}, done.stderr
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_interrupt_is_not_lost_where_nothing_can_be_raised(name: str) -> None:
+    code = ("import ctypes, os, signal, time\n"
+            "from edgeprune.console import heed_signals\n"
+            "heed_signals()\n"
+            "@ctypes.CFUNCTYPE(None)\n"
+            "def called_by_c():\n"
+            f"    os.kill(os.getpid(), signal.{name})\n"
+            "    for _ in range(100): pass\n"
+            "called_by_c()\n"
+            "time.sleep(30)\n"
+            "print('never')\n")
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (-signal.SIGINT, "")
+    assert "ignored" not in done.stderr
 
 
 def test_the_version_is_told(cli: Cli) -> None:

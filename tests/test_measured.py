@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from statistics import median
 
 import pytest
 from transformers import AutoModelForCausalLM
 
+from edgeprune.device.measure import Comparison
+from edgeprune.planning.greedy import Plan
 from edgeprune.records import Verdict
-from tests.conftest import Cli
+from tests.conftest import Cli, cli_argv
 from tests.test_pipeline import FEW, SIZE
 
 pytestmark = pytest.mark.measures
@@ -30,30 +35,41 @@ def _run_until_quiet(cli: Cli, *arguments: str) -> subprocess.CompletedProcess[s
 
 @pytest.mark.smollm2
 @pytest.mark.timeout(1800)
-def test_smollm2_runs_a_quarter_faster_measured(cli: Cli, tmp_path: Path) -> None:
+def test_smollm2_runs_a_quarter_faster_measured(tmp_path: Path) -> None:
+    """Until that is measured: what a run does afterwards needs no quiet machine."""
+    run = tmp_path / "runs/r"
     arguments = ("run", "smollm2", "--target", "local", "--budget", "50 tokens < 75%", "--name",
                  "r", "--effort", "low", "--threads", "1", "--profile-seconds", "30")
-    done = _run_until_quiet(cli, *arguments)
-    outcome = json.loads((tmp_path / "runs/r/run.json").read_text())
-    (latency,) = outcome["judgements"]
-    if done.returncode == Verdict.INCONCLUSIVE.exit_code:  # something else used the machine
-        assert outcome["verdict"] == "inconclusive"
-        assert "other processes used" in done.stdout or (
-            latency["measured"]["low"] <= latency["limit"] < latency["measured"]["high"])
-    else:
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert outcome["verdict"] == "met"
-        assert latency["measured"]["high"] <= latency["limit"]
-    assert latency["limit"] == pytest.approx(0.75 * outcome["before"]["latency_p50_ms"])
-    told = [*(step["reason"] for step in outcome["plan"]["steps"]), *outcome["plan"]["refined"]]
-    assert told
-    assert len(json.loads((tmp_path / "runs/r/bench.json").read_text())["token_ns"]) >= 10
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "runs/r/model")
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen(cli_argv(*arguments), cwd=tmp_path, stdout=said,
+                                   stderr=subprocess.STDOUT)
+        try:
+            while not (run / ".stages/quality-before").exists():
+                assert process.poll() is None, (tmp_path / "said").read_text()
+                time.sleep(0.5)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=60) == 130
+        finally:
+            process.kill()
+    told = (tmp_path / "said").read_text()
+    rounds = re.findall(r"^round \d+, pruned: .*: (\w+)$", told, re.MULTILINE)
+    pair = Comparison.read(run / f"rounds/{len(rounds)}/bench.json")
+    ours, theirs = pair.pruned.request_latency_ms, pair.baseline.request_latency_ms
+    assert len(ours) == len(theirs) >= 10
+    share = median(mine / its for mine, its in zip(ours, theirs, strict=True))
+    if rounds[-1] == "met":
+        assert share <= 0.75
+    else:  # something else used the machine
+        assert rounds[-1] == "inconclusive"
+        assert pair.disturbances or share == pytest.approx(0.75, rel=0.1)
+    plan = Plan.read(run / f"rounds/{len(rounds)}/plan-{len(rounds)}.json")
+    moves = [*(step.reason for step in plan.steps), *plan.refined]
+    assert moves
+    assert moves[0][:60] in told
+    assert plan.loss_increase > 0
+    model = AutoModelForCausalLM.from_pretrained(run / "model")
     left = sum(weight.numel() for weight in model.model.layers.parameters())
     assert left < 0.9 * 106_202_880  # those of the unpruned model's layers
-    assert outcome["after"]["perplexity"] > outcome["before"]["perplexity"]
-    for text in ("target local", told[0][:60], "perplexity", "predicted"):
-        assert text in done.stdout
     shutil.rmtree(tmp_path / "runs")
 
 

@@ -20,9 +20,11 @@ from typing import IO, Any
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
-FIRST = ("tests/arm", "tests/test_pipeline.py", "tests/recovery", "tests/debian/test_deploy.py",
-         "tests/test_strategies.py", "tests/pruning/test_compress.py")
-LAST = ("tests/test_formats.py", "tests/test_measured.py")
+FIRST = ("tests/arm", "tests/test_smollm2.py", "tests/test_pipeline.py", "tests/recovery",
+         "tests/debian/test_deploy.py", "tests/test_strategies.py",
+         "tests/pruning/test_compress.py")
+LAST = ("tests/profiling/test_profile.py::test_the_best_number", "tests/test_formats.py",
+        "tests/test_measured.py")
 RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID")
 
 

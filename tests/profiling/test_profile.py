@@ -149,6 +149,7 @@ def test_little_ram_makes_blocks_that_share_the_first_shape(small: Path, device:
         (p.shape, p.workload.n_prompt) for p in points]
 
 
+@pytest.mark.measures  # two threads of so small a model beside other processes: a minute
 def test_the_best_number_of_threads_is_measured_once(
     small: Path, device: Device, tmp_path: Path, said: list[str]
 ) -> None:

@@ -139,7 +139,7 @@ def statistics(smollm2: Path, fitting: Sample, tmp_path_factory: pytest.TempPath
 def held_out(smollm2: Path) -> dict[str, tuple[Tensor, forward.Output]]:
     """Give kinds of text that nothing is fitted to, and what the unpruned SmolLM2 makes of them."""
     tokens = tokens_by_kind(Corpus(shipped_kinds("evaluation")), smollm2 / "tokenizer.gguf")
-    found = {kind: windows(ids, Windows(2, 256)) for kind, ids in tokens.items()}
+    found = {kind: windows(ids, Windows(1, 256)) for kind, ids in tokens.items()}
     return {kind: (ids, _unpruned(Checkpoint(smollm2), ids)) for kind, ids in found.items()}
 
 
