@@ -127,7 +127,7 @@ def _threads() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _profiles(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep profiles for all tests of both processes: each model is profiled once."""
+    """Keep profiles for all tests of all processes: each model is profiled once."""
     own = tmp_path_factory.getbasetemp()
     kept = (own if RUN is None else own.parent) / "profiles"
     kept.mkdir(exist_ok=True)

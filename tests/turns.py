@@ -1,8 +1,9 @@
-"""Who runs when: two processes side by side, and at the end, alone, what measures this machine.
+"""Who runs when: some processes side by side, and at the end, alone, what measures this machine.
 
-`make test` runs the tests in two processes (pytest-xdist). Tests of one file stay together, so that
+`make test` runs the tests in three processes (pytest-xdist), so that two cores have something to do
+while one waits for a machine or for its turn. Tests of one file stay together, so that
 what its fixtures make is made once; the slow files come first, and last what needs this machine for
-itself: tests with the mark `measures` wait until the other process has ended its last test. What
+itself: tests with the mark `measures` wait until the others have ended their last tests. What
 must be measured in between, for others to use, is measured `alone`; on the target `local` there is
 one command at a time (`on_local`). In one process (`pytest` alone) nothing here matters.
 """

@@ -75,6 +75,4 @@ def test_what_loses_too_much_is_refused_with_the_figure_and_can_be_had_all_the_s
     assert not list(tmp_path.iterdir())
     done = cli(*dynamic, "--allow-quality-loss")
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "model/model.onnx").is_file()
-    done = cli("export", "smollm2", "model", "--format", "onnx:int8", "--force")  # within 3 %
-    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "model/model.onnx").is_file()  # onnx:int8 may be had: tests/test_smollm2.py
