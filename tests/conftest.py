@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -25,8 +25,7 @@ from tests.sshd import LACKING, Relay, Server, is_installed, serve
 from tests.tiny import KINDS, make_tiny
 from tests.turns import (
     RUN,
-    alone,
-    on_local,
+    once,
     pytest_collection_modifyitems,
     pytest_runtest_protocol,
     pytest_xdist_make_scheduler,
@@ -36,7 +35,7 @@ __all__ = [
     "pytest_collection_modifyitems", "pytest_runtest_protocol", "pytest_xdist_make_scheduler"]
 
 ROOT = Path(__file__).parent.parent
-PROFILES = "EDGEPRUNE_TEST_PROFILES"
+PROFILES, TARGETS = "EDGEPRUNE_TEST_PROFILES", "EDGEPRUNE_TEST_TARGETS"
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 # how long an example takes says how busy the machine is
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -126,32 +125,44 @@ def _threads() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _profiles(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep profiles for all tests of all processes: each model is profiled once."""
+def _profiles(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep profiles for all tests of all processes: each model is profiled once.
+
+    That of `small` first of all, before anything that would disturb it: disturbed, each run would
+    make it again.
+    """
     own = tmp_path_factory.getbasetemp()
     kept = (own if RUN is None else own.parent) / "profiles"
     kept.mkdir(exist_ok=True)
     os.environ[PROFILES] = str(kept)
+    # of two jobs on a target the second is refused: each process has a `local` of its own
+    targets = own / "targets"
+    targets.mkdir()
+    (targets / "local.toml").write_text(f"work_directory = {json.dumps(str(own / LOCAL))}\n")
+    os.environ[TARGETS] = str(targets)
+    if any("_profiled" in item.fixturenames for item in request.session.items
+           if isinstance(item, pytest.Function)):
+        request.getfixturevalue("_profiled")
 
 
 @pytest.fixture(scope="session")
 def _profiled(small: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Profile `small` while nothing else runs: disturbed, each run would profile it again."""
-    with alone():
-        done = run_cli(tmp_path_factory.mktemp("profiled"), "profile", str(small), "--target",
-                       "local", "--threads", "1", "--profiles", os.environ[PROFILES])
-    assert done.returncode == 0, done.stderr
+    """Profile `small`."""
+    with once("profiled") as first:
+        if first:
+            done = run_cli(tmp_path_factory.mktemp("profiled"), "profile", str(small), "--target",
+                           "local", "--threads", "1", "--profiles", os.environ[PROFILES])
+            assert done.returncode == 0, done.stderr
 
 
 def run_cli(
     directory: Path, *arguments: str, timeout_s: float = 900
 ) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user would, in a directory."""
-    with on_local() if LOCAL in arguments else nullcontext():
-        return subprocess.run(
-            cli_argv(*arguments), cwd=directory, capture_output=True, text=True, check=False,
-            timeout=timeout_s, env={**os.environ, "COLUMNS": "200"},
-        )
+    return subprocess.run(
+        cli_argv(*arguments), cwd=directory, capture_output=True, text=True, check=False,
+        timeout=timeout_s, env={**os.environ, "COLUMNS": "200"},
+    )
 
 
 def cli_argv(*arguments: str) -> list[str]:
@@ -160,6 +171,8 @@ def cli_argv(*arguments: str) -> list[str]:
     Runs of the real model are not: they take minutes, and what they do is counted on small ones.
     """
     asked = set(arguments)
+    if LOCAL in asked and "--targets" not in asked:
+        arguments = (*arguments, "--targets", os.environ[TARGETS])
     if {"run", "plan", "profile"} & asked and not {"--help", "--profile-seconds"} & asked:
         # a busy machine would take up all the time that profiles may
         arguments = (*arguments, "--profile-seconds", "60" if "smollm2" in asked else "3")

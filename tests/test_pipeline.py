@@ -25,9 +25,8 @@ from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import Cuts
 from edgeprune.profiling.profile import Profile
 from edgeprune.records import Verdict
-from tests.conftest import PROFILES, Cli, cli_argv, run_cli
+from tests.conftest import PROFILES, TARGETS, Cli, cli_argv, run_cli
 from tests.test_cli import assert_one_line
-from tests.turns import on_local
 
 pytestmark = pytest.mark.usefixtures("_profiled")
 # file size does not depend on how busy the machine is; exit 4 says that it was
@@ -223,20 +222,19 @@ def test_killed_after_any_stage_it_goes_on_where_it_was(
     run, kept = tmp_path / "runs/r", dict[str, int]()
     stages = ["baseline-export", "baseline-bench", "plan-1", "compress", "export", "bench-1",
               "quality-before"]
-    with on_local():
-        for stage in stages:
-            process = subprocess.Popen(cli_argv("run", str(small), *SIZE, *FEW), cwd=tmp_path,
-                                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            deadline = time.monotonic() + 300
-            while not (run / ".stages" / stage).exists():
-                assert process.poll() is None, f"ended before {stage}"
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-            stamps = _stamps(run)
-            assert {name: stamps[name] for name in kept} == kept
-            kept = _lasting(run)
+    for stage in stages:
+        process = subprocess.Popen(cli_argv("run", str(small), *SIZE, *FEW), cwd=tmp_path,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 300
+        while not (run / ".stages" / stage).exists():
+            assert process.poll() is None, f"ended before {stage}"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        stamps = _stamps(run)
+        assert {name: stamps[name] for name in kept} == kept
+        kept = _lasting(run)
     done = cli("run", str(small), *SIZE, *FEW)
     assert done.returncode in QUIET_OR_NOT, done.stderr
     assert set(stages) < set(_stamps(run))
@@ -246,20 +244,19 @@ def test_killed_after_any_stage_it_goes_on_where_it_was(
 def test_interrupted_politely_it_stops_its_job_and_says_how_to_go_on(
     small: Path, tmp_path: Path
 ) -> None:
-    with on_local():
-        process = subprocess.Popen(
-            cli_argv("run", str(small), *SIZE, "--requests", "100000"), cwd=tmp_path,
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 120
-        jobs = Path.home() / ".cache/edgeprune/local/jobs"
-        before = set(jobs.glob("*")) if jobs.is_dir() else set()
-        while not (new := [job for job in jobs.glob("*/pid") if job.parent not in before]):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        pid = json.loads(new[0].read_text())["pid"]
-        process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=60)
+    process = subprocess.Popen(
+        cli_argv("run", str(small), *SIZE, "--requests", "100000"), cwd=tmp_path,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    jobs = Path(os.environ[TARGETS]).parent / "local/jobs"
+    before = set(jobs.glob("*")) if jobs.is_dir() else set()
+    while not (new := [job for job in jobs.glob("*/pid") if job.parent not in before]):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    pid = json.loads(new[0].read_text())["pid"]
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err.strip().splitlines()[-1].startswith("interrupted: run again")
     assert "Traceback" not in err

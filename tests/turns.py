@@ -3,9 +3,9 @@
 `make test` runs the tests in three processes (pytest-xdist), so that two cores have something to do
 while one waits for a machine or for its turn. Tests of one file stay together, so that
 what its fixtures make is made once; the slow files come first, and last what needs this machine for
-itself: tests with the mark `measures` wait until the others have ended their last tests. What
-must be measured in between, for others to use, is measured `alone`; on the target `local` there is
-one command at a time (`on_local`). In one process (`pytest` alone) nothing here matters.
+itself: tests with the mark `measures` wait until the others have ended their last tests. What all
+processes need is made by the first one while the others wait (`once`). In one process (`pytest`
+alone) nothing here matters.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 from xdist.scheduler import LoadFileScheduling
@@ -55,56 +55,31 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 
 @contextmanager
-def alone() -> Iterator[None]:
-    """Within a test that runs beside others, wait until they have ended, and let none begin."""
-    if _room is None:
-        yield
-        return
-    fcntl.flock(_room, fcntl.LOCK_UN)  # two that wait to be alone must not wait for each other
-    _enter(_room, alone=True)
-    try:
-        yield
-    finally:
-        fcntl.flock(_room, fcntl.LOCK_SH)
-
-
-@contextmanager
-def on_local() -> Iterator[None]:
-    """Have the target `local` for oneself: of two jobs there the second is refused, as it should.
-
-    Held while one command runs, and nothing else is waited for: nobody waits for each other.
-    """
+def once(what: str) -> Iterator[bool]:
+    """Tell whether this process is the first to come here; the others wait until it is done."""
     if RUN is None:
-        yield
+        yield True
         return
-    with _file("local").open("w") as mine:
+    with _file(what).open("a") as mine:
         fcntl.flock(mine, fcntl.LOCK_EX)
-        yield
-
-
-_room: IO[str] | None = None  # open while a test of this process runs
+        yield not _file(what).stat().st_size
+        mine.write("done")
 
 
 @contextmanager
 def _inside(*, alone: bool) -> Iterator[None]:
-    """Be in the room, with others or alone."""
-    global _room  # noqa: PLW0603 - one test at a time runs in a process
+    """Be in the room, with others or alone.
+
+    At its door one waits after another: who wants to be alone lets nobody in before it.
+    """
     if RUN is None:
         yield
         return
-    with _file("room").open("w") as _room:
-        try:
-            _enter(_room, alone=alone)
-            yield
-        finally:
-            _room = None
-
-
-def _enter(room: IO[str], *, alone: bool) -> None:
-    """Wait at the door, one after another: who wants to be alone lets nobody in before it."""
-    with _file("door").open("w") as entering:
-        fcntl.flock(entering, fcntl.LOCK_EX)
-        fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+    with _file("room").open("w") as room:
+        with _file("door").open("w") as door:
+            fcntl.flock(door, fcntl.LOCK_EX)
+            fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        yield
 
 
 def _file(name: str) -> Path:
