@@ -7,22 +7,26 @@ in each format is the simple rival: nothing cut, fewer bits. All are measured on
 turn, request by request; latency is that of the median pair, a share of the unpruned Q4_K_M's. Then
 each is held against the unpruned F16: increase of the loss in nats per token on the shipped kinds
 of text, the worst kind first, and on the WikiText-2 excerpt; how often both hold the same token for
-the likeliest along the unpruned model's own replies; accuracy on tasks.
+the likeliest along the unpruned model's own replies; how often the last word of a passage of the
+narrative kind is guessed, all its tokens as the likeliest ones; accuracy on tasks.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 
 from rich.console import Console
 
 from benchmarks.host import describe_machine
+from edgeprune.data.kinds import shipped_kinds
 from edgeprune.device.interval import Interval, ratio_interval
 from edgeprune.device.measure import Workload, measure, send
 from edgeprune.device.session import open_device
@@ -32,12 +36,14 @@ from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.quantization import DEFAULT_FORMAT
 from edgeprune.model.source import resolve_model
 from edgeprune.quality.evaluate import judge_kinds
+from edgeprune.quality.lm import ArtifactLM
 from edgeprune.quality.tasks import task_scores
-from edgeprune.quality.windows import evaluation_kinds, evaluation_text
+from edgeprune.quality.windows import STANDARD, evaluation_kinds, evaluation_text, opened
 
 ROOT = Path(__file__).parent.parent
 WORKLOAD = Workload(n_prompt=32, n_new=100, requests=20)
 UNPRUNED = "unpruned "
+PASSAGE_CHARACTERS = 600  # before a last word that is to be guessed
 
 
 def main() -> int:
@@ -59,7 +65,7 @@ def main() -> int:
         tasks = [task for task in arguments.tasks.split(",") if task]
         kinds = [text.name for text in evaluation_kinds()]
         columns = ["artifact", "MB", "latency", "worst", *kinds, "WikiText-2", "same token",
-                   *(Path(task).stem for task in tasks)]
+                   "last word", *(Path(task).stem for task in tasks)]
         print(f"| {' | '.join(columns)} |\n| :-- |" + " --: |" * (len(columns) - 1), flush=True)
         for name, path in ({"unpruned F16": exact} | made).items():
             print(row(name, path, exact, latencies.get(name), tasks, arguments.limit,
@@ -104,8 +110,32 @@ def row(
     cells = [name, f"{artifact.stat().st_size / 1e6:.0f}", taken,
              *(f"{loss:.3f}" for loss in (max(kinds), *kinds, wikitext)),
              f"{lost.replies.top1_agreement:.0%}" if lost.replies else "",
+             f"{last_words_guessed(artifact, limit, notify):.1%}",
              *(f"{scores[Path(task).stem].value:.1%}" for task in tasks)]
     return f"| {' | '.join(cells)} |"
+
+
+def last_words_guessed(
+    artifact: Path, limit: int | None, notify: Callable[[str], None]
+) -> float:
+    """Return how often an artifact guesses the last word of a passage, as a share of them."""
+    requests = [SimpleNamespace(args=passage) for passage in passages(limit)]
+    with opened(artifact) as model:
+        guesses = ArtifactLM(model, STANDARD.context, notify).loglikelihood(requests)
+    return sum(is_greedy for _, is_greedy in guesses) / len(guesses)
+
+
+def passages(limit: int | None) -> list[tuple[str, str]]:
+    """Return passages of the narrative evaluation text without their last word, and that word.
+
+    One ends with each sentence, or with so many of them, evenly spread.
+    """
+    text = " ".join(" ".join(map(str, shipped_kinds("evaluation")["narrative"])).split())
+    ends = [found for found in re.finditer(r" (\w{2,})(?=[.!?])", text)
+            if found.start() > PASSAGE_CHARACTERS]
+    if limit is not None and limit < len(ends):
+        ends = [ends[i * len(ends) // limit] for i in range(limit)]
+    return [(text[: end.start()][-PASSAGE_CHARACTERS:].split(" ", 1)[1], end[0]) for end in ends]
 
 
 if __name__ == "__main__":
