@@ -63,6 +63,21 @@ def test_what_was_promised_is_measured(listening: tuple[Path, Any], gate: dict[s
     assert "tokens/s, where 1e+06 tokens/s was promised" in fault
 
 
+@pytest.mark.parametrize(("metric", "limit", "holds", "fails"), [
+    ("token_ms", 50.0, 54.9, 55.1),  # times may exceed theirs by the slack of a tenth
+    ("ttft_ms", 200.0, 219.0, 221.0),
+    ("latency_ms", 2000.0, 2199.0, 2201.0),
+    ("ram_bytes", 2**30, 2**30, 2**30 + 1),
+])
+def test_a_limit_holds_up_to_its_slack(
+    metric: str, limit: float, holds: float, fails: float
+) -> None:
+    gate = {"slack": 0.1, "limits": [{"metric": metric, "limit": limit}]}
+    assert trial.faults({metric: holds}, gate) == []
+    assert len(trial.faults({metric: fails}, gate)) == 1
+    assert trial.faults({}, gate) == []  # not measured
+
+
 def test_an_answer_that_is_not_the_known_one_is_refused(
     listening: tuple[Path, Any], gate: dict[str, Any]
 ) -> None:
