@@ -168,11 +168,16 @@ def test_nobody_notices_a_version_that_is_refused_nor_one_that_takes_over(
         done = _deploy(cli, targets, better)
         assert done.returncode == 0, done.stderr
         assert "version before: v1" in done.stdout
+        # a version that serves no more takes no RAM
+        running = ("systemctl list-units --plain --no-legend --state=active "
+                   "'edgeprune-model-*.service' | cut -d ' ' -f 1")
+        assert machine.run(running, "root").split() == ["edgeprune-model-v3.service"]
         for _ in range(3):
             answers.append((_ask(service).status_code, ""))
         assert cli("rollback", "--target", "root", "--targets", str(targets)).returncode == 0
         status = _status(cli, targets)
         assert (status["version"], status["previous"]) == ("v1", "v3")
+        assert machine.run(running, "root").split() == ["edgeprune-model-v1.service"]
     finally:
         stopped.set()
         client.join()
