@@ -86,7 +86,7 @@ def choose_format(
     demand = demand_of(stages, budget, profiled, baseline)
     if not auto:
         return stages, demand, profiled
-    best = _best_format(stages, demand, baseline, say)
+    best = best_format(stages, demand, baseline, say)
     if best is None:
         check_demand(stages.checkpoint.shape, demand, profiled.read_bytes_per_s)
         raise InfeasibleError("no number format can hold the budget", got=budget.text)
@@ -94,10 +94,10 @@ def choose_format(
     return *best, profiled
 
 
-def _best_format(
+def best_format(
     stages: Stages, demand: Demand, baseline: Measurement | None, say: Callable[[str], None]
 ) -> tuple[Stages, Demand] | None:
-    """Plan in each format that may be the best one; None where no cut holds the budget in any.
+    """Plan in each format that may lose least; None where no cut holds the budget in any.
 
     What a format loses by itself, its divergence from F16, is added to what the cuts are scored at.
     """

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
 
 from edgeprune.cost import Cost, CostModel
-from edgeprune.demanding import AUTO_QUANTS, factors_in, formats_worth_a_plan, margin_for
+from edgeprune.demanding import (
+    AUTO_QUANTS,
+    best_format,
+    factors_in,
+    formats_worth_a_plan,
+    margin_for,
+)
+from edgeprune.errors import InfeasibleError
 from edgeprune.model.cuts import Cuts
 from edgeprune.planning.budget import Metric, parse_budget
 from edgeprune.planning.demand import Demand
-from edgeprune.planning.greedy import make_plan
+from edgeprune.planning.greedy import Plan, make_plan
+from edgeprune.stages import Stages
 from tests.test_cost import SMOLLM2, machine
 from tests.test_judging import requests
 
@@ -59,3 +72,50 @@ def test_a_format_is_predicted_as_it_was_measured_beside_the_baseline() -> None:
     assert found.ttft_ms == pytest.approx(0.75 * baseline.ttft_ms)
     assert found.token_ms == pytest.approx(0.75 * baseline.token_ms)
     assert found.ram_bytes == baseline.memory.peak_bytes
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What the stages of a run tell of each format, as a table."""
+
+    itself: dict[str, float]
+    cuts: dict[str, float]
+    checkpoint: Any
+    quant: str = "Q4_K_M"
+
+    def quantization_loss(self) -> float:
+        return self.itself[self.quant]
+
+    def sketch(self, demand: Demand) -> Plan:
+        if (lost := self.cuts[self.quant]) == math.inf:
+            raise InfeasibleError("nothing holds")
+        nothing = make_plan(SMOLLM2, demand.budget, {}, demand.predict, lambda _: [], {})
+        return nothing.model_copy(update={"loss": lost})
+
+    def least_loss(self, _: Demand) -> float:
+        return self.cuts[self.quant] / 2
+
+    @property
+    def cutting(self) -> _Told:
+        return self
+
+
+@pytest.mark.parametrize(("itself", "cuts", "best"), [
+    # its own loss counts as that of its cuts does: .3 + 0, not .1 + .25
+    ((0.3, 0.1, 0.05, 0.02, 0.01), (0.0, 0.25, 0.4, 0.5, 0.6), "Q4_0"),
+    ((0.3, 0.1, 0.05, 0.02, 0.01), (0.1, 0.2, 0.4, 0.5, 0.6), "Q4_K_M"),
+    ((0.3, 0.1, 0.05, 0.02, 0.01), (0.2,) * 5, "Q8_0"),
+    ((0.3, 0.1, 0.05, 0.02, 0.01), (0.4, 0.3, *[math.inf] * 3), "Q4_K_M"),
+    ((0.3, 0.1, 0.05, 0.02, 0.01), (math.inf,) * 5, None),
+])
+def test_the_format_is_taken_that_loses_least_by_itself_and_by_its_cuts(
+    itself: tuple[float, ...], cuts: tuple[float, ...], best: str | None
+) -> None:
+    demand = Demand(budget=parse_budget("100 tokens < 75%, size < 80%"), model=machine(),
+                    factors={}, margin=0.0, limits={Metric.LATENCY: 1.0, Metric.SIZE: 1.0})
+    told = _Told(dict(zip(AUTO_QUANTS, itself, strict=True)),
+                 dict(zip(AUTO_QUANTS, cuts, strict=True)), SimpleNamespace(shape=SMOLLM2))
+    said = list[str]()
+    found = best_format(cast("Stages", told), demand, None, said.append)
+    assert (found[0].quant if found else None) == best
+    assert {line.split(":")[0] for line in said} == set(AUTO_QUANTS)
