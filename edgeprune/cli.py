@@ -7,6 +7,7 @@ by the command that needs them, so `--help` stays instant.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -52,13 +53,14 @@ from edgeprune.console import (
     TargetName,
     Targets,
     Threads,
+    check_destination,
     heed_signals,
     number_format,
     open_with_progress,
     print_table,
     progress,
 )
-from edgeprune.errors import EdgePruneError
+from edgeprune.errors import EdgePruneError, UsageError
 from edgeprune.model.quantization import DEFAULT_FORMAT
 from edgeprune.records import __version__
 
@@ -69,12 +71,15 @@ app = typer.Typer(
     "verify on the machine itself.\n\n"
     "Exit codes: 0 budget met, 2 usage, 3 infeasible, 4 inconclusive, 5 device error, 6 input "
     "error, 7 budget missed, 8 an ONNX format loses too much, 9 a judge cannot be asked, 10 a "
-    "target refused a bundle, 1 our own fault.\n\n"
+    "target refused a bundle, 130 interrupted, 1 our own fault.\n\n"
     "Example: edgeprune run smollm2 --target local --budget '100 tokens < 75%'",
 )
 app.add_typer(target_app, name="target")
 
 INTERRUPTED = 130  # what shells give a program that Ctrl-C ended
+# a path of the user's that cannot be what it was given for
+NOT_WRITABLE = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS,
+                errno.ENAMETOOLONG}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,12 +96,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         line = "".join(char if char.isprintable() else "?" for char in str(error))
         print(f"error: {line}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if error.errno not in NOT_WRITABLE or error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}. Give a path that can be written",
+              file=sys.stderr)
+        return UsageError.exit_code
     except Interrupted:
-        print("interrupted: run again to go on, finished stages are kept", file=sys.stderr)
-        return INTERRUPTED
+        return _interrupted()
     except SystemExit as end:  # Typer ends with it, usage errors included
+        if end.code == INTERRUPTED:
+            return _interrupted()
         return end.code if isinstance(end.code, int) else 1
     return 0
+
+
+def _interrupted() -> int:
+    print("interrupted: run again to go on, finished stages are kept", file=sys.stderr)
+    return INTERRUPTED
 
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 - Typer calls it so
@@ -204,7 +221,8 @@ def export(
     kind: Format = "gguf",
     quant: Quant = DEFAULT_FORMAT,
     allow_quality_loss: AllowLoss = False,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+    force: Annotated[bool, typer.Option("--force", help=(
+        "Overwrite the file, or the directory of an ONNX model."))] = False,
 ) -> None:
     """Convert a model to GGUF or ONNX, unpruned.
 
@@ -215,10 +233,9 @@ def export(
     from tempfile import TemporaryDirectory
 
     from edgeprune.device.measure import model_bytes
-    from edgeprune.errors import UsageError
     from edgeprune.export.artifact import export as export_artifact
     from edgeprune.model.checkpoint import Checkpoint
-    from edgeprune.model.onnx_formats import FLOAT, is_quantized_onnx
+    from edgeprune.model.onnx_formats import FLOAT, is_onnx, is_quantized_onnx
     from edgeprune.model.quantization import check_format
     from edgeprune.model.source import resolve_model
     from edgeprune.model.tokenizer import tokenizer_of
@@ -226,8 +243,7 @@ def export(
     from edgeprune.quality.loss import check_loss, perplexity_as
 
     quant = check_format(number_format(kind, quant))
-    if destination.exists() and not force:
-        raise UsageError("the file exists", got=str(destination), remedy="--force overwrites it")
+    check_destination(destination, Path(model), is_onnx=is_onnx(quant), force=force)
     with progress() as (say, notify):
         name, directory = resolve_model(model, notify=notify)
         checkpoint = Checkpoint(directory)

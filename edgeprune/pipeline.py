@@ -18,7 +18,7 @@ from edgeprune.demanding import choose_format, median_limits
 from edgeprune.device.measure import Comparison, Measurement, Workload, model_bytes
 from edgeprune.device.session import Device, open_device
 from edgeprune.device.target import load_target
-from edgeprune.errors import DeviceError, UsageError
+from edgeprune.errors import DeviceError, InputError, UsageError
 from edgeprune.finishing import Round, check_judge, finish, train_and_finish, training_of
 from edgeprune.formats import admitted
 from edgeprune.judging import Judgement, is_decided, judge, requests_needed, verdict
@@ -72,8 +72,11 @@ def run(options: Options, *, say: Say = lambda _: None, notify: Say = lambda _: 
         EdgePruneError: See `edgeprune.errors`; nothing that was finished is lost.
     """
     training = training_of(options)
+    check_judge(options, read_budget(options.budget))
     with _begun(options, say, notify) as (asked, budget):
-        check_judge(options, budget)
+        if asked.tokenizer is None:  # perplexity, at the latest, needs one
+            raise InputError(f"{asked.checkpoint.path} has no tokenizer, which a run needs",
+                             remedy="put tokenizer.json (or a tokenizer.gguf) beside the weights")
         stages = admitted(asked, allow_loss=options.allow_quality_loss, say=say)
         baseline = _baseline(stages, say, keep=budget.is_relative)
         chosen, demand, profiled = choose_format(

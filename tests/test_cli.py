@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from edgeprune.cli import INTERRUPTED
 from edgeprune.errors import EdgePruneError
 from edgeprune.records import Verdict
 from tests.conftest import Cli
@@ -177,6 +178,19 @@ def test_export_and_bench(cli: Cli, small: Path, tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["small.gguf"]
     assert_one_line(cli("export", str(small), "out/small.gguf"), 2, "--force")
     assert cli("export", str(small), "out/small.gguf", "--force").returncode == 0
+    # what --force may replace is an artifact, never the model or anything else
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("years")
+    (tmp_path / "model").symlink_to(small)
+    for destination, options, named in (
+        ("mine", (), "not a file"), ("mine", ("--format", "onnx:fp32"), "ONNX models only"),
+        ("out/small.gguf", ("--format", "onnx:fp32"), "not a directory"),
+        ("model", (), "the model itself"), (str(small.parent), (), "the model itself"),
+    ):
+        assert_one_line(cli("export", str(small), destination, "--force", *options), 2, named)
+    assert_one_line(cli("export", "out/small.gguf", "out/small.gguf", "--force"), 2, "itself")
+    assert_one_line(cli("export", str(small), "mine/thesis.txt/a.gguf"), 2, "thesis.txt", "written")
+    assert (tmp_path / "mine/thesis.txt").read_text() == "years"
     bench = ("bench", "out/small.gguf", "--target", "local", "--prompt", "4", "--new", "3")
     done = cli(*bench, "--requests", "2", "--json")
     assert done.returncode in {0, 4}  # 4: something else used the machine
@@ -233,6 +247,7 @@ def test_a_calibration_file_that_is_not_there_exits_6(cli: Cli, small: Path) -> 
 
 def test_help_names_every_exit_code(cli: Cli) -> None:
     kinds: list[type[EdgePruneError]] = [EdgePruneError, *EdgePruneError.__subclasses__()]
-    codes = {kind.exit_code for kind in kinds} | {verdict.exit_code for verdict in Verdict}
+    codes = {kind.exit_code for kind in kinds} | {verdict.exit_code for verdict in Verdict} | {
+        INTERRUPTED}
     told = cli("--help").stdout.split("Exit codes:")[1].split("Example:")[0]
     assert {int(number) for number in re.findall(r"\d+", told)} == codes

@@ -147,9 +147,21 @@ def test_a_run_trains_and_lets_a_judge_decide_what_it_was_asked_to(
     (("--budget", "ram < 1 GB", "--recover-data", "a.txt"), "--recover distill"),
 ])
 def test_half_of_a_judge_or_of_a_training_is_refused(
-    cli: Cli, small: Path, options: tuple[str, ...], named: str
+    cli: Cli, small: Path, tmp_path: Path, options: tuple[str, ...], named: str
 ) -> None:
     assert_one_line(cli("run", str(small), "--target", "local", *options), 2, named)
+    assert not (tmp_path / "runs").exists()  # the name is free for the right command
+
+
+def test_a_model_without_a_tokenizer_is_told_before_anything_is_measured(
+    cli: Cli, tiny: Path, tmp_path: Path
+) -> None:
+    done = cli("run", str(tiny), "--target", "local", "--budget", "ram < 1 GB", "--name", "r")
+    assert_one_line(done, InputError.exit_code, "no tokenizer", "tokenizer.json")
+    assert not (tmp_path / "runs/r/baseline").exists()
+    (tmp_path / "file").write_text("mine")
+    assert_one_line(cli("run", str(tiny), "--target", "local", "--budget", "ram < 1 GB", "--name",
+                        "r", "--runs", "file"), 2, "file", "written")
 
 
 def test_text_that_cannot_be_used_is_told_before_anything_is_measured(
