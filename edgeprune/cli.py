@@ -78,8 +78,8 @@ app.add_typer(target_app, name="target")
 
 INTERRUPTED = 130  # what shells give a program that Ctrl-C ended
 # a path of the user's that cannot be what it was given for
-NOT_WRITABLE = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS,
-                errno.ENAMETOOLONG}
+NOT_USABLE = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS,
+              errno.ENAMETOOLONG}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,10 +97,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {line}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
-        if error.errno not in NOT_WRITABLE or error.filename is None:
+        if error.errno not in NOT_USABLE or error.filename is None:
             raise
-        print(f"error: {error.filename}: {error.strerror}. Give a path that can be written",
-              file=sys.stderr)
+        print(f"error: {error.filename}: {error.strerror}. Give another path", file=sys.stderr)
         return UsageError.exit_code
     except Interrupted:
         return _interrupted()

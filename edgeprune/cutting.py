@@ -125,11 +125,10 @@ class Cutting:
 
         Told by single moves for our planner, which takes a part of a sketch's time.
         """
-        least = 0.0
-        if self.strategy.planner is Planner.JOINT:
-            least = least_loss(self.checkpoint.shape, demand.budget, demand.limits, demand.predict,
-                               self._score, demand.margin)
-        return least
+        if self.strategy.planner is not Planner.JOINT:
+            return 0.0
+        return least_loss(self.checkpoint.shape, demand.budget, demand.limits, demand.predict,
+                          self._score, demand.margin)
 
     def _best(self, plans: Sequence[Plan], demand: Demand) -> Plan:
         """Build the best of each plan, then what comes next to the one that loses the least."""

@@ -189,7 +189,8 @@ def test_export_and_bench(cli: Cli, small: Path, tmp_path: Path) -> None:
     ):
         assert_one_line(cli("export", str(small), destination, "--force", *options), 2, named)
     assert_one_line(cli("export", "out/small.gguf", "out/small.gguf", "--force"), 2, "itself")
-    assert_one_line(cli("export", str(small), "mine/thesis.txt/a.gguf"), 2, "thesis.txt", "written")
+    assert_one_line(cli("export", str(small), "mine/thesis.txt/a.gguf"), 2, "thesis.txt",
+                    "another path")
     assert (tmp_path / "mine/thesis.txt").read_text() == "years"
     bench = ("bench", "out/small.gguf", "--target", "local", "--prompt", "4", "--new", "3")
     done = cli(*bench, "--requests", "2", "--json")

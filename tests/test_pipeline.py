@@ -161,7 +161,7 @@ def test_a_model_without_a_tokenizer_is_told_before_anything_is_measured(
     assert not (tmp_path / "runs/r/baseline").exists()
     (tmp_path / "file").write_text("mine")
     assert_one_line(cli("run", str(tiny), "--target", "local", "--budget", "ram < 1 GB", "--name",
-                        "r", "--runs", "file"), 2, "file", "written")
+                        "r", "--runs", "file"), 2, "file", "another path")
 
 
 def test_text_that_cannot_be_used_is_told_before_anything_is_measured(
