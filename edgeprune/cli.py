@@ -234,7 +234,7 @@ def export(
     from edgeprune.device.measure import model_bytes
     from edgeprune.export.artifact import export as export_artifact
     from edgeprune.model.checkpoint import Checkpoint
-    from edgeprune.model.onnx_formats import FLOAT, is_onnx, is_quantized_onnx
+    from edgeprune.model.onnx_formats import FLOAT, GRAPH, is_onnx, is_quantized_onnx
     from edgeprune.model.quantization import check_format
     from edgeprune.model.source import resolve_model
     from edgeprune.model.tokenizer import tokenizer_of
@@ -242,7 +242,8 @@ def export(
     from edgeprune.quality.loss import check_loss, perplexity_as
 
     quant = check_format(number_format(kind, quant))
-    check_destination(destination, Path(model), is_onnx=is_onnx(quant), force=force)
+    check_destination(destination, Path(model), holds=GRAPH if is_onnx(quant) else None,
+                      force=force)
     with progress() as (say, notify):
         name, directory = resolve_model(model, notify=notify)
         checkpoint = Checkpoint(directory)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from edgeprune.console import AsJson, progress
+from edgeprune.console import AsJson, check_destination, progress
 
 Way = Annotated[str, typer.Option("--method", "-m", help=(
     "distill: learn the unpruned model's predictions; sft: learn the text; distill-lora and "
@@ -60,7 +60,7 @@ def recover(
 
     Another: edgeprune recover ./my-pruned --original ./my-llama --method distill-lora
     """
-    from edgeprune.errors import UsageError
+    from edgeprune.model.source import CONFIG
     from edgeprune.recovery.recipe import check_installed, recipe_of
     from edgeprune.report.recovery import recovery_lines
     from edgeprune.subject import pruned_of
@@ -73,9 +73,8 @@ def recover(
     with progress(quiet=as_json or not is_first) as (_, notify):
         pruned, usual = pruned_of(directory, original, notify=notify)
         destination = out or usual
-        if destination.exists() and not force:
-            raise UsageError("the directory exists", got=str(destination),
-                             remedy="--force overwrites it, --out names another")
+        models = [path for path in (pruned.path, pruned.original) if path is not None]
+        check_destination(destination, *models, holds=CONFIG, force=force)
         destination.parent.mkdir(parents=True, exist_ok=True)
         from edgeprune.recovery.recover import recover as train  # seconds: not for what is refused
 

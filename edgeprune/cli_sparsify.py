@@ -9,7 +9,15 @@ from typing import Annotated
 
 import typer
 
-from edgeprune.console import AsJson, Model, Quant, Targets, print_table, progress
+from edgeprune.console import (
+    AsJson,
+    Model,
+    Quant,
+    Targets,
+    check_destination,
+    print_table,
+    progress,
+)
 
 
 def sparsify(
@@ -46,13 +54,13 @@ def sparsify(
     from edgeprune.device.target import load_target
     from edgeprune.model.checkpoint import Checkpoint
     from edgeprune.model.quantization import check_format
-    from edgeprune.model.source import resolve_model
+    from edgeprune.model.source import CONFIG, resolve_model
     from edgeprune.model.tokenizer import tokenizer_of
     from edgeprune.records import Verdict
     from edgeprune.sparsity.effect import Models, measure_effect
     from edgeprune.sparsity.recipe import check_rows, read_recipe
     from edgeprune.sparsity.render import HEADER, effect_lines, effect_rows
-    from edgeprune.sparsity.sparsify import calibration_of, check_destination
+    from edgeprune.sparsity.sparsify import calibration_of
     from edgeprune.sparsity.sparsify import sparsify as write_sparse
 
     quant = check_format(quant)
@@ -60,7 +68,7 @@ def sparsify(
     where = None if target is None else load_target(target, targets)
     with progress(quiet=as_json) as (_, notify), ExitStack() as stack:
         directory = resolve_model(model, notify=notify)[1]
-        check_destination(destination, directory, force=force)
+        check_destination(destination, directory, holds=CONFIG, force=force)
         checkpoint = Checkpoint(directory)
         check_rows(recipe, checkpoint.shape)
         # a target that cannot be reached is told before the work, not after it

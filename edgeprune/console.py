@@ -100,34 +100,37 @@ def number_format(kind: str, quant: str) -> str:
     return kind
 
 
-def check_destination(destination: Path, model: Path, *, is_onnx: bool, force: bool) -> None:
-    """Check that an artifact may be written: a GGUF file, or the directory of an ONNX model.
+def check_destination(
+    destination: Path, *models: Path, holds: str | None, force: bool
+) -> None:
+    """Check that a model or an artifact may be written.
 
     Args:
         destination: Where to.
-        model: What it is made of, when that is a path.
-        is_onnx: It is a directory.
-        force: What is there may be replaced, when it is such an artifact.
+        models: What it is made of; names that are no paths do not matter.
+        holds: The file by which a directory of that kind is known; None where a file is written.
+        force: What is there may be replaced, when it is of that kind.
 
     Raises:
-        UsageError: Something else is there, or the model itself.
+        UsageError: Something else is there, or one of the models.
     """
     from edgeprune.errors import UsageError
 
-    what = "directory" if is_onnx else "file"
+    what = "directory" if holds else "file"
     if not destination.exists():
         return
     if not force:
         raise UsageError(f"the {what} exists", got=str(destination), remedy="--force overwrites it")
-    if model.exists() and model.resolve().is_relative_to(destination.resolve()):
+    if any(model.exists() and model.resolve().is_relative_to(destination.resolve())
+           for model in models):
         raise UsageError("the destination is, or holds, the model itself", got=str(destination),
                          remedy=f"give another {what}")
-    if destination.is_dir() != is_onnx:
+    if destination.is_dir() != bool(holds):
         raise UsageError(f"the destination is not a {what}", got=str(destination),
                          remedy=f"give another {what}")
-    if is_onnx and any(destination.iterdir()) and not (destination / "model.onnx").is_file():
-        raise UsageError("the destination is not the directory of an ONNX model",
-                         got=str(destination), remedy="--force overwrites ONNX models only")
+    if holds and any(destination.iterdir()) and not (destination / holds).is_file():
+        raise UsageError(f"the destination holds other things than a model: no {holds} is in it",
+                         got=str(destination), remedy="--force overwrites models only")
 
 
 class Interrupted(Exception):  # noqa: N818 - the user's wish, not an error

@@ -88,7 +88,9 @@ def choose_format(
         return stages, demand, profiled
     best = best_format(stages, demand, baseline, say)
     if best is None:
-        check_demand(stages.checkpoint.shape, demand, profiled.read_bytes_per_s)
+        shape = stages.checkpoint.shape
+        coarsest = _in_format(demand, formats_worth_a_plan(shape, demand)[0])
+        check_demand(shape, coarsest, profiled.read_bytes_per_s, any_format=True)
         raise InfeasibleError("no number format can hold the budget", got=budget.text)
     say(f"format: {best[0].quant} loses least")
     return *best, profiled
@@ -111,13 +113,14 @@ def best_format(
         if found and at_least < best:
             at_least = _loss_of_cuts(other, _in_format(demand, quant), best)
         if at_least >= best:
-            say(f"{quant}: " + (f"its cuts alone would lose more, {at_least:.4f}"
-                                if at_least < math.inf else "no cut holds the budget"))
+            say(f"{quant}: " + (f"its cuts alone would lose {at_least:.4f}, more than "
+                                f"{found[0].quant} with its cuts"
+                                if found and at_least < math.inf else "no cut holds the budget"))
             continue
         quantized = other.quantization_loss()
         by_itself = f"{quant}: loses {quantized:.4f} nats per token by itself"
-        if quantized >= best:
-            say(f"{by_itself}, more than the best so far with its cuts")
+        if found and quantized >= best:
+            say(f"{by_itself}, more than {found[0].quant} with its cuts")
             continue
         wanted = _as_measured(other, _in_format(demand, quant), baseline)
         try:

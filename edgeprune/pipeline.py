@@ -59,6 +59,12 @@ class _Request(Record):
     strategy: Strategy
     effort: Effort
 
+    def difference(self, other: _Request) -> str:
+        """Return in words what this one asks otherwise, and what the other asked."""
+        return next(f"{name}: {_shown(theirs)}, not {_shown(ours)}"
+                    for (name, ours), (_, theirs) in zip(self, other, strict=True)
+                    if ours != theirs)
+
 
 def run(options: Options, *, say: Say = lambda _: None, notify: Say = lambda _: None) -> Outcome:
     """Do the main job.
@@ -247,12 +253,18 @@ def _open_run(options: Options, request: _Request) -> RunDirectory:
     if path.exists() and options.fresh:
         shutil.rmtree(path)
     if file.is_file() and (found := _Request.read(file)) != request:
-        raise UsageError(
-            f"{path} holds a run of another request", got=str(found)[:200],
-            remedy="choose another --name, or start it over with --fresh",
-        )
+        raise UsageError(f"{path} holds a run of another {request.difference(found)}",
+                         remedy="choose another --name, or start it over with --fresh")
     request.write(file)
     return RunDirectory(path)
+
+
+def _shown(asked: object) -> str:
+    if isinstance(asked, Budget):
+        return asked.text
+    if isinstance(asked, Strategy):
+        return f"{asked.name} by {asked.criterion.method}, repair {asked.repair}"
+    return str(asked)
 
 
 def _name_of(request: _Request) -> str:

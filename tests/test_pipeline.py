@@ -220,7 +220,10 @@ def test_a_run_directory_is_not_used_for_another_request(
     assert_one_line(cli(*other, "mine", "--fresh"), 2, "--name")
     assert (tmp_path / "runs/mine/letter.txt").exists()
     before = _stamps(tmp_path / "runs/r")
-    assert_one_line(cli(*other, "r"), 2, "--fresh")
+    assert_one_line(cli(*other, "r"), 2, "--fresh", "budget: 4 tokens after 8",
+                    "not size < 100 KB")
+    assert_one_line(cli("run", str(small), *SIZE, "--no-repair"), 2, "strategy: edgeprune by obs",
+                    "repair least-squares, not", "repair none")
     assert _stamps(tmp_path / "runs/r") == before
     assert cli(*other, "r", "--fresh").returncode == 3
     assert not (tmp_path / "runs/r/run.json").exists()
@@ -294,6 +297,11 @@ def test_the_format_that_loses_least_is_taken(cli: Cli, small: Path, tmp_path: P
     outcome = json.loads((tmp_path / "runs/r/run.json").read_text())
     assert (outcome["quant"], outcome["reference"]) == (best, "Q4_K_M")
     assert {j["metric"]: j["verdict"] for j in outcome["judgements"]}["kl"] == "met"
+    # of an impossible budget the bound is that of all formats: no other one is advised
+    done = cli("plan", str(small), "--target", "local", "--quant", "auto", "--budget",
+               "size < 100 KB")
+    assert_one_line(done, 3, "file size reaches", "nearest feasible budget")
+    assert "--quant" not in done.stderr
 
 
 def test_a_plan_is_made_without_building_anything(cli: Cli, small: Path, tmp_path: Path) -> None:

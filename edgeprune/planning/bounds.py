@@ -38,13 +38,16 @@ class Bounds(NamedTuple):
     read_bytes_per_s: float
 
 
-def check_demand(base: LlamaShape, demand: Demand, read_bytes_per_s: float) -> None:
+def check_demand(
+    base: LlamaShape, demand: Demand, read_bytes_per_s: float, *, any_format: bool = False
+) -> None:
     """Refuse a demand that nothing can hold.
 
     Args:
         base: The unpruned shape.
         demand: What a plan has to hold.
         read_bytes_per_s: How fast the target's threads read memory together.
+        any_format: The demand is in the cheapest of all number formats.
 
     Raises:
         InfeasibleError: No shape that cuts reach holds the limits.
@@ -60,7 +63,7 @@ def check_demand(base: LlamaShape, demand: Demand, read_bytes_per_s: float) -> N
         read_bytes_per_s=read_bytes_per_s,
     )
     check_feasible(base, budget, demand.limits, demand.predict,
-                   bound_hints(budget, demand.limits, bounds), components)
+                   bound_hints(budget, demand.limits, bounds), components, any_format=any_format)
 
 
 def bound_hints(

@@ -22,6 +22,7 @@ def check_feasible(
     predict: Predict,
     hints: Sequence[str] = (),
     components: Sequence[int] = (0,),
+    *, any_format: bool = False,
 ) -> None:
     """Refuse a budget that each of the smallest shapes violates.
 
@@ -34,6 +35,7 @@ def check_feasible(
         predict: Predicts the cost of a shape.
         hints: Sentences for the message: what else is known of the bound.
         components: How many principal components of the hidden states may go.
+        any_format: The prediction is of the cheapest of all number formats.
 
     Raises:
         InfeasibleError: With the least cost that can be reached and the nearest feasible budget.
@@ -56,8 +58,8 @@ def check_feasible(
                  *(hint.rstrip(".") for hint in hints)]
     raise InfeasibleError(
         ". ".join(sentences),
-        remedy=f"the nearest feasible budget is {nearest}; a smaller base model, another "
-        "--quant or fewer tokens would help",
+        remedy=f"the nearest feasible budget is {nearest}; a smaller base model"
+        + (", another --quant" if not any_format else "") + " or fewer tokens would help",
     )
 
 

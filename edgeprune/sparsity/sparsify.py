@@ -21,7 +21,6 @@ from torch import Tensor
 from edgeprune.errors import InputError, UsageError
 from edgeprune.model.checkpoint import Checkpoint, write_checkpoint
 from edgeprune.model.shape import LlamaShape, config_of_shape
-from edgeprune.model.source import CONFIG
 from edgeprune.model.tensors import tensor_specs
 from edgeprune.pruning import forward
 from edgeprune.pruning.calibration import Corpus, calibration_corpus, draw, tokens_by_kind
@@ -66,30 +65,6 @@ def calibration_windows(corpus: Corpus, tokenizer: Path) -> Tensor:
         InputError: The text is too short.
     """
     return draw(corpus, tokens_by_kind(corpus, tokenizer), CALIBRATION).tokens
-
-
-def check_destination(directory: Path, model: Path, *, force: bool) -> None:
-    """Check that a sparse checkpoint may be written to `directory`.
-
-    Args:
-        directory: Where to.
-        model: The checkpoint that it is made from.
-        force: What is there may be replaced, when it is a checkpoint.
-
-    Raises:
-        UsageError: Something is there.
-    """
-    if not directory.exists():
-        return
-    if not force:
-        raise UsageError("the directory exists", got=str(directory),
-                         remedy="--force overwrites it")
-    if model.resolve().is_relative_to(directory.resolve()):
-        raise UsageError("the destination is, or holds, the model itself", got=str(directory),
-                         remedy="give another directory")
-    if not (directory / CONFIG).is_file():
-        raise UsageError("the destination exists and is not a model directory",
-                         got=str(directory), remedy="--force overwrites models only")
 
 
 def sparsify(

@@ -7,7 +7,7 @@ import pytest
 from edgeprune.errors import InfeasibleError
 from edgeprune.model.shape import LlamaShape
 from edgeprune.planning.aim import MARGIN
-from edgeprune.planning.budget import parse_budget
+from edgeprune.planning.budget import Metric, parse_budget
 from edgeprune.planning.feasible import check_feasible
 from edgeprune.planning.greedy import make_plan
 from tests.planning.worlds import BLOCKS, FREE, even_table, limits_of, plan, predict
@@ -52,3 +52,12 @@ def test_the_bound_is_the_corner_that_comes_nearest() -> None:
 def test_hints_stand_before_the_remedy() -> None:
     text = refusal("10 tokens < 50 ms", FREE, "the output head alone takes 100 ms.")
     assert ". the output head alone takes 100 ms. the nearest feasible budget is" in text
+
+
+@pytest.mark.parametrize("any_format", [False, True])
+def test_another_format_is_advised_where_there_is_one(any_format: bool) -> None:
+    with pytest.raises(InfeasibleError) as refused:
+        check_feasible(FREE, parse_budget("ram < 1 KB"), {Metric.RAM: 1e3}, predict,
+                       any_format=any_format)
+    assert ("another --quant" in str(refused.value)) is not any_format
+    assert "a smaller base model" in str(refused.value)

@@ -268,3 +268,6 @@ def test_the_command_tells_what_came_back_and_overwrites_nothing(
     again = cli(*argv)
     assert again.returncode == 2
     assert "--force overwrites it" in again.stderr
+    itself = cli(*recover_argv(pruned, small, text, pruned)[:-3], "--force")
+    assert (itself.returncode, "the model itself" in itself.stderr) == (2, True)
+    assert Checkpoint(pruned).shape

@@ -24,7 +24,6 @@ from edgeprune.sparsity.recipe import Method, Recipe, read_recipe, sparse_matric
 from edgeprune.sparsity.sparsify import (
     CALIBRATION,
     calibration_of,
-    check_destination,
     sparsify,
 )
 from tests.sparsity.references import (
@@ -165,22 +164,12 @@ def test_wanda_without_calibration_leaves_nothing_behind(tiny: Path, tmp_path: P
     sparsify(Checkpoint(tiny), read_recipe("magnitude", 0.5), None, tmp_path / "out")
 
 
-def test_only_a_model_is_overwritten_and_only_when_asked(tiny: Path, tmp_path: Path) -> None:
-    check_destination(tmp_path / "new", tiny, force=False)
-    (tmp_path / "papers").mkdir()
-    with pytest.raises(UsageError, match="--force overwrites it"):
-        check_destination(tmp_path / "papers", tiny, force=False)
-    with pytest.raises(UsageError, match="not a model directory"):
-        check_destination(tmp_path / "papers", tiny, force=True)
-    for holding in (tiny, tiny.parent):
-        with pytest.raises(UsageError, match="the model itself"):
-            check_destination(holding, tiny, force=True)
+def test_a_model_that_is_there_is_replaced(tiny: Path, tmp_path: Path) -> None:
     for sparsity in (0.2, 0.6):
         sparsify(Checkpoint(tiny), read_recipe("magnitude", sparsity), None, tmp_path / "out")
-        check_destination(tmp_path / "out", tiny, force=True)
         weight = Checkpoint(tmp_path / "out").tensor("model.layers.0.mlp.up_proj.weight")
         assert (weight == 0).sum() == round(weight.numel() * sparsity)
-    assert {path.name for path in tmp_path.iterdir()} == {"papers", "out"}
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
 
 
 def test_calibration_is_the_shipped_text_and_half_of_it_the_users(

@@ -1,0 +1,59 @@
+"""What the commands share: what may be overwritten."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgeprune.console import check_destination
+from edgeprune.errors import UsageError
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """Give the directory of a model, in one of its own."""
+    made = tmp_path / "models/mine"
+    made.mkdir(parents=True)
+    (made / "config.json").write_text("{}")
+    return made
+
+
+def test_what_is_free_may_be_written(model: Path, tmp_path: Path) -> None:
+    for holds in (None, "config.json"):
+        check_destination(tmp_path / "new", model, holds=holds, force=False)
+
+
+def test_nothing_is_overwritten_unasked(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").touch()
+    for destination, holds in ((tmp_path / "a.gguf", None), (tmp_path / "models", "config.json")):
+        with pytest.raises(UsageError, match="--force overwrites it"):
+            check_destination(destination, model, holds=holds, force=False)
+    check_destination(tmp_path / "a.gguf", model, holds=None, force=True)
+
+
+@pytest.mark.parametrize("holds", [None, "config.json", "model.onnx"])
+def test_a_model_is_never_overwritten_by_what_is_made_of_it(
+    model: Path, tmp_path: Path, holds: str | None
+) -> None:
+    (tmp_path / "link").symlink_to(model)
+    for destination in (model, model.parent, tmp_path / "link"):
+        for models in ((model,), (tmp_path / "pruned", model)):
+            with pytest.raises(UsageError, match="the model itself"):
+                check_destination(destination, *models, holds=holds, force=True)
+
+
+@pytest.mark.parametrize("holds", ["config.json", "model.onnx"])
+def test_a_directory_of_other_things_stays(model: Path, tmp_path: Path, holds: str) -> None:
+    papers = tmp_path / "papers"
+    papers.mkdir()
+    check_destination(papers, model, holds=holds, force=True)  # empty: nothing to lose
+    (papers / "thesis.txt").write_text("years")
+    with pytest.raises(UsageError, match=f"no {holds} is in it"):
+        check_destination(papers, model, holds=holds, force=True)
+    with pytest.raises(UsageError, match="not a file"):
+        check_destination(papers, model, holds=None, force=True)
+    with pytest.raises(UsageError, match="not a directory"):
+        check_destination(papers / "thesis.txt", model, holds=holds, force=True)
+    (papers / holds).touch()
+    check_destination(papers, model, holds=holds, force=True)
