@@ -61,7 +61,8 @@ ImportanceName = Annotated[str | None, typer.Option("--importance", help=(
 NoRepair = Annotated[bool, typer.Option("--no-repair", help=(
     "Leave the weights that stay as they are, instead of fitting them to the unpruned model."))]
 EffortName = Annotated[str, typer.Option("--effort", help=(
-    "low, medium or high: how much calibration text is looked at."))]
+    "low, medium or high: how much calibration text is looked at; at low, the result is judged on "
+    "half as much text, too."))]
 AllowLoss = Annotated[bool, typer.Option("--allow-quality-loss", help=(
     "Deploy an ONNX model however much its number format loses; else one whose perplexity is more "
     "than 3 % above the float32 graph's is refused."))]

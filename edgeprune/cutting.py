@@ -282,7 +282,7 @@ class Cutting:
         repaired = self.strategy.repair is Repair.LEAST_SQUARES
         narrowing = Narrowing(self.checkpoint.shape, lambda layer: self._importance.layers[layer],
                               lambda: self._hidden.channels,
-                              self._statistics if repaired else None)
+                              (lambda: self._statistics) if repaired else None)
         known = Losses(self.run.path / "sensitivity.jsonl", self._scoring_key)
         return LossScorer(self.checkpoint, self._calibration.scoring, narrowing, known,
                           self.notify)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import fcntl
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -80,9 +81,18 @@ class SharedDirectory(RunDirectory):
         """Name the directory; `notify` is told when another run is waited for."""
         super().__init__(path)
         self._notify = notify
+        self._is_ours = False  # what is made may need another output first
 
     def make(self, stage: str, key: str, name: str, make: Callable[[Path], None]) -> Path:
         """See `RunDirectory.make`; nothing is made twice at the same time."""
+        with self._locked():
+            return super().make(stage, key, name, make)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        if self._is_ours:
+            yield
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("w", encoding="utf-8") as lock:
             try:
@@ -90,7 +100,11 @@ class SharedDirectory(RunDirectory):
             except BlockingIOError:
                 self._notify("waiting for another run, which scores the same model")
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            return super().make(stage, key, name, make)
+            self._is_ours = True
+            try:
+                yield
+            finally:
+                self._is_ours = False
 
 
 def _versioned(key: str) -> str:

@@ -36,7 +36,7 @@ from edgeprune.quality.evaluate import (
 )
 from edgeprune.quality.judge import Judge, Judged, judge_artifact
 from edgeprune.quality.loss import check_loss, perplexity_as
-from edgeprune.quality.windows import EACH, ONE_EACH, Text
+from edgeprune.quality.windows import EACH, ONE_EACH, TWO_EACH, Text
 from edgeprune.records import Record, digest, file_digest
 from edgeprune.recovery.recipe import Pruned, Recovered, Training
 from edgeprune.rundir import MODEL, RECOVERED, RunDirectory, SharedDirectory
@@ -84,7 +84,7 @@ class Stages:
         run: Where outputs lie.
         profiles: Where profiles lie, and the scores of models.
         strategy: How it is cut.
-        effort: How much calibration text is looked at.
+        effort: How much text is looked at.
         objective: By what plans are compared.
         calibration: The calibration text.
         evaluation: The kinds of text that the artifact is judged on.
@@ -313,10 +313,12 @@ class Stages:
 
     def kinds(self, cuts: Cuts) -> Kinds:
         """Take what the artifact loses of the unpruned one on each kind of text, here."""
-        key = digest(self.artifact_key(cuts), self.baseline_key, self.evaluation, EACH)
+        reading = TWO_EACH if self.effort is Effort.LOW else EACH
+        key = digest(self.artifact_key(cuts), self.baseline_key, self.evaluation, reading)
         stage = "kinds" if self.training is None else "kinds-trained"
         return self.run.record(stage, key, f"{stage}.json", Kinds, lambda: judge_kinds(
-            self.build(cuts), self.export_baseline(), self.evaluation, notify=self.device.notify))
+            self.build(cuts), self.export_baseline(), self.evaluation, reading=reading,
+            notify=self.device.notify))
 
     def judged(self, cuts: Cuts, judge: Judge, prompts: Sequence[str]) -> Judged:
         """Let a judge compare the artifact with the unpruned model, here."""

@@ -20,7 +20,9 @@ from edgeprune.export.gguf import export_gguf
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.source import resolve_model
 from edgeprune.model.tokenizer import tokenizer_of
+from edgeprune.stages import MODELS
 from tests.arm import machine as arm
+from tests.kept import kept
 from tests.sshd import LACKING, Relay, Server, is_installed, serve
 from tests.tiny import KINDS, make_tiny
 from tests.turns import (
@@ -52,6 +54,19 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def smollm2() -> Path:
     """Give the checkpoint directory of the real SmolLM2-135M-Instruct."""
     return resolve_model("smollm2")[1]
+
+
+@pytest.fixture(scope="session")
+def smollm2_profiles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Give a directory of profiles with the scores of SmolLM2's cuts, which take 90 s.
+
+    What makes them is `small`'s every time; SmolLM2's are kept while nothing of it changes.
+    """
+    own = tmp_path_factory.getbasetemp()
+    profiles = (own if RUN is None else own.parent) / "smollm2-profiles"
+    with kept(profiles / MODELS, "test-scores", ("cutting.py", "data", "model", "pruning"),
+              versions=(torch.__version__,), without=("statistics",)):
+        yield profiles
 
 
 @pytest.fixture(scope="session")
@@ -177,7 +192,8 @@ def cli_argv(*arguments: str) -> list[str]:
         # a busy machine would take up all the time that profiles may
         arguments = (*arguments, "--profile-seconds", "60" if "smollm2" in asked else "3")
     if {"run", "plan"} & asked and "--help" not in asked:
-        arguments = (*arguments, "--profiles", os.environ[PROFILES])
+        if "--profiles" not in asked:
+            arguments = (*arguments, "--profiles", os.environ[PROFILES])
         if "--effort" not in asked:
             arguments = (*arguments, "--effort", "low")  # a third of the time that it takes
         if not {"smollm2", "--threads"} & asked:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeprune.records import Record
+from edgeprune.records import Record, write_text
 from edgeprune.rundir import RunDirectory, SharedDirectory
 
 
@@ -97,6 +97,16 @@ def test_a_record_that_is_not_usable_is_made_again(tmp_path: Path) -> None:
                           usable=lambda number: number.value > 1)
 
     assert [record().value for _ in range(3)] == [1, 2, 2]
+
+
+def test_what_runs_share_may_need_something_else_that_they_share(tmp_path: Path) -> None:
+    shared = SharedDirectory(tmp_path, lambda _: None)
+
+    def sum_up(path: Path) -> None:
+        part = shared.make("part", "key", "part", lambda path: write_text(path, "2"))
+        write_text(path, part.read_text() * 2)
+
+    assert shared.make("whole", "key", "whole", sum_up).read_text() == "22"
 
 
 def test_what_runs_share_is_made_by_one_of_them(tmp_path: Path) -> None:

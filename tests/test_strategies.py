@@ -23,7 +23,7 @@ from edgeprune.planning.budget import parse_budget, violation
 from edgeprune.planning.demand import Demand
 from edgeprune.pruning.calibration import Corpus, Effort, calibration_corpus, effort_of
 from edgeprune.pruning.criterion import Criterion, Method
-from edgeprune.rundir import RunDirectory
+from edgeprune.rundir import SharedDirectory
 from edgeprune.strategies import STRATEGIES, Repair, Strategy, strategy_of
 from tests.planning.test_recipes import MODEL
 from tests.tiny import KINDS, hf_logits, make_tiny, within_a_subspace
@@ -46,7 +46,7 @@ def _cutting(checkpoint: Checkpoint, strategy: Strategy, scratch: Path) -> Cutti
     scratch.mkdir(exist_ok=True)
     tokenizer = tokenizer_of(checkpoint.path, scratch / "tokenizer.gguf")
     return Cutting(checkpoint, checkpoint.digest(), tokenizer, TEXT, strategy, Effort.LOW,
-                   RunDirectory(scratch / "run"))
+                   SharedDirectory(scratch / "run", lambda _: None))
 
 
 def _demand(checkpoint: Checkpoint, text: str) -> Demand:

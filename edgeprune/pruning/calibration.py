@@ -25,7 +25,7 @@ Choice = TypeVar("Choice", bound=StrEnum)
 
 
 class Effort(StrEnum):
-    """How much calibration text is looked at: more takes longer and loses less."""
+    """How much text is looked at: more takes longer and loses less."""
 
     LOW = "low"
     MEDIUM = "medium"

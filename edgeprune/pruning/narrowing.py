@@ -30,7 +30,7 @@ class Narrowing:
 
     def __init__(
         self, shape: LlamaShape, importance: Callable[[int], LayerImportance],
-        hidden: Callable[[], Sequence[float]], statistics: Path | None,
+        hidden: Callable[[], Sequence[float]], statistics: Callable[[], Path] | None,
     ) -> None:
         """Prepare.
 
@@ -38,7 +38,7 @@ class Narrowing:
             shape: Of the unpruned model.
             importance: Tells that of a layer; asked only when one is narrowed.
             hidden: Tells that of the hidden channels; asked only when some go.
-            statistics: Directory of its statistics; None does without repair.
+            statistics: Tells the directory of its statistics, likewise; None does without repair.
         """
         self._shape, self._importance, self._statistics = shape, importance, statistics
         self._hidden = hidden
@@ -68,7 +68,7 @@ class Narrowing:
         ):
             if self._statistics is not None and len(units) * width < weights[name].shape[1]:
                 narrowed[name] = self._repaired(layer, weights[name], moments, units, width,
-                                                self._statistics)
+                                                self._statistics())
         return narrowed
 
     def _repaired(

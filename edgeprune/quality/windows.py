@@ -65,7 +65,7 @@ STANDARD = Reading()
 
 
 EACH = Reading(windows=4)  # of each kind of text
-ONE_EACH = Reading(windows=1)
+TWO_EACH, ONE_EACH = (Reading(windows=n) for n in (2, 1))
 
 
 class Text(NamedTuple):

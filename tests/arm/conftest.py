@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from edgeprune.cache import cache_directory
 from edgeprune.device.target import Target
-from edgeprune.records import digest, file_digest
 from tests.arm import machine as arm
-from tests.conftest import PROFILES, ROOT
+from tests.conftest import PROFILES
+from tests.kept import kept
 
 
 @pytest.fixture(scope="session")
@@ -31,13 +29,6 @@ def _kept_profile(arm_target: Target) -> Iterator[None]:
 
     They take the emulator three to five minutes each.
     """
-    package = ROOT / "edgeprune"
-    made_by = [package / "cost.py", *(path for part in ("device", "export", "model", "profiling")
-                                      for path in sorted((package / part).rglob("*.py")))]
-    kept = cache_directory() / "test-profiles" / digest(*map(file_digest, made_by))
-    here = Path(os.environ[PROFILES]) / arm_target.name
-    if kept.is_dir():
-        shutil.copytree(kept, here, dirs_exist_ok=True)
-    yield
-    if here.is_dir():
-        shutil.copytree(here, kept, dirs_exist_ok=True)
+    with kept(Path(os.environ[PROFILES]) / arm_target.name, "test-profiles",
+              ("cost.py", "device", "export", "model", "profiling")):
+        yield
