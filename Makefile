@@ -7,13 +7,13 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 CACHE := $(or $(EDGEPRUNE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edgeprune)
-# three processes for two cores: who runs when is told by tests/turns.py
-PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+# four processes for two cores: who runs when is told by tests/turns.py
+PYTEST := $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 BUDGET ?= 100 tokens < 75%
 
 demo: install  ## the main job on this machine: a quarter less latency than the unpruned model
 	$(BIN)/edgeprune run smollm2 --target local --budget "$(BUDGET)" --quant auto \
-		--profile-seconds 90
+		--profile-seconds 60
 
 test: lint  ## every test, the emulated ARM machine included
 	-$(BIN)/python -m tests.install  # without root it says what to install

@@ -94,7 +94,7 @@ def number_format(kind: str, quant: str) -> str:
     from edgeprune.errors import UsageError
 
     if kind.lower() == "gguf":
-        return quant
+        return quant.lower() if quant.lower() == "auto" else quant
     if quant != DEFAULT_FORMAT:
         raise UsageError(f"--quant is for --format gguf, not for {kind}", got=quant,
                          remedy="leave one of the two out")

@@ -183,7 +183,8 @@ class Cutting:
         return self._run(cut_layers(self.checkpoint, Cuts(), {}))
 
     def _run(self, layers: forward.Layers) -> forward.Output:
-        return forward.output_of(self.checkpoint, layers, self._calibration.judging.tokens)
+        return forward.output_of(self.checkpoint, layers, self._calibration.judging.tokens,
+                                 forward.quick_dtype(self.checkpoint))
 
     def _layers(self, cuts: Cuts, *, trial: str = "") -> forward.Layers:
         """Yield the layers that stay, cut and repaired; on trial (of that name) with less text."""

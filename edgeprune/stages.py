@@ -36,7 +36,7 @@ from edgeprune.quality.evaluate import (
 )
 from edgeprune.quality.judge import Judge, Judged, judge_artifact
 from edgeprune.quality.loss import check_loss, perplexity_as
-from edgeprune.quality.windows import EACH, ONE_EACH, TWO_EACH, Text
+from edgeprune.quality.windows import EACH, SHORT_EACH, TWO_EACH, Text
 from edgeprune.records import Record, digest, file_digest
 from edgeprune.recovery.recipe import Pruned, Recovered, Training
 from edgeprune.rundir import MODEL, RECOVERED, RunDirectory, SharedDirectory
@@ -194,7 +194,7 @@ class Stages:
             quantized = exact.with_name(f"{self.quant}.gguf")
             try:
                 self._export(self.checkpoint, quantized, self.quant)
-                return kinds_losses(quantized, exact, texts, reading=ONE_EACH,
+                return kinds_losses(quantized, exact, texts, reading=SHORT_EACH,
                                     notify=self.device.notify)
             finally:
                 quantized.unlink(missing_ok=True)
@@ -202,7 +202,7 @@ class Stages:
         texts = [Text(kind, passages, fewest=1)
                  for kind, passages in self.calibration.kinds.items()]
         found = self.run.record(
-            f"quantization-{self.quant}", digest(self.model_key, self.quant, texts, ONE_EACH),
+            f"quantization-{self.quant}", digest(self.model_key, self.quant, texts, SHORT_EACH),
             f"quantization/{self.quant}.json", Kinds, make)
         worse = worse_half(step.divergence.kl_mean for step in found.kinds.values())
         return self.objective.of(Loss(nats=found.lost, divergence=found.kl_mean, worse=worse))

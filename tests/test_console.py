@@ -1,4 +1,4 @@
-"""What the commands share: what may be overwritten."""
+"""What the commands share: what may be overwritten, which number format is asked for."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from edgeprune.console import check_destination
+from edgeprune.console import check_destination, number_format
 from edgeprune.errors import UsageError
+from edgeprune.model.quantization import DEFAULT_FORMAT
 
 
 @pytest.fixture
@@ -57,3 +58,11 @@ def test_a_directory_of_other_things_stays(model: Path, tmp_path: Path, holds: s
         check_destination(papers / "thesis.txt", model, holds=holds, force=True)
     (papers / holds).touch()
     check_destination(papers, model, holds=holds, force=True)
+
+
+def test_a_number_format_is_named_by_one_option_in_any_case() -> None:
+    assert number_format("gguf", "AUTO") == "auto"
+    assert number_format("GGUF", "Q4_0") == "Q4_0"
+    assert number_format("onnx:int8", DEFAULT_FORMAT) == "onnx:int8"
+    with pytest.raises(UsageError, match="leave one of the two out"):
+        number_format("onnx:int8", "Q4_0")

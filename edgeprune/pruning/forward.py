@@ -186,25 +186,30 @@ class Output(NamedTuple):
         return self.head.logits(self.states[i, :-1])
 
 
-def output_of(checkpoint: Checkpoint, layers: Layers, tokens: Tensor) -> Output:
+def output_of(
+    checkpoint: Checkpoint, layers: Layers, tokens: Tensor, dtype: torch.dtype = torch.float32
+) -> Output:
     """Run some layers on text, with the checkpoint's embedding and head where none are among them.
 
     Args:
         checkpoint: Gives the shape that layers share, whatever their widths.
         layers: Those that are run, as `surgery` and `compress` yield them; consumed once.
         tokens: Token ids, `(b, t)`.
+        dtype: Of the products in a layer.
     """
     shape, where = checkpoint.shape, compute_device()
     rope = rope_tables(shape, tokens.shape[1], where)
     x, head = embed(checkpoint, tokens).to(where), None
     for place, stored in layers:
-        weights = {name: weight.to(where).float() for name, weight in stored.items()}
-        if place == BEFORE:
-            x = weights[EMBEDDING][tokens]
-        elif place == shape.num_hidden_layers:
-            head = Head(weights[FINAL_NORM], weights[PROJECTION], shape.rms_norm_eps)
-        else:
+        in_layer = place not in {BEFORE, shape.num_hidden_layers}
+        weights = {name: weight.to(where, dtype if in_layer else torch.float32)
+                   for name, weight in stored.items()}
+        if in_layer:
             x = run_layer(x, weights, shape, rope)
+        elif place == BEFORE:
+            x = weights[EMBEDDING][tokens]
+        else:
+            head = Head(weights[FINAL_NORM], weights[PROJECTION], shape.rms_norm_eps)
     return Output(x, head or output_head(checkpoint, where))
 
 

@@ -64,8 +64,9 @@ class Reading(Record):
 STANDARD = Reading()
 
 
-EACH = Reading(windows=4)  # of each kind of text
-TWO_EACH, ONE_EACH = (Reading(windows=n) for n in (2, 1))
+# of each kind of text
+EACH, TWO_EACH = Reading(windows=4), Reading(windows=2)
+SHORT_EACH = Reading(context=256, stride=256, windows=1)
 
 
 class Text(NamedTuple):

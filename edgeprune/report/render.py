@@ -132,7 +132,7 @@ def facts_rows(facts: DeviceFacts) -> list[tuple[str, str]]:
 def limits_in_words(limits: Mapping[Metric, float]) -> str:
     """Return the limits of a budget, in units."""
     return ", ".join(f"{m.label} at {'least' if m is Metric.DECODE else 'most'} {m.show(v)}"
-                     for m, v in limits.items())
+                     for m, v in limits.items()) or "of quality alone, which is judged when built"
 
 
 def plan_lines(plan: Plan) -> list[str]:

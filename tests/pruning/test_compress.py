@@ -124,7 +124,7 @@ def fitting(smollm2: Path) -> Sample:
     """Give windows of every calibration kind."""
     corpus = calibration_corpus()
     return sample(tokens_by_kind(corpus, smollm2 / "tokenizer.gguf"), corpus.share,
-                  Windows(24, 256))
+                  Windows(24, 128))
 
 
 @pytest.fixture(scope="module")

@@ -81,7 +81,7 @@ def judged(artifact: Path, original: Path, judge: Judge, cache: Path,
            temperature: float = 0.0, prompts: Sequence[str] = PROMPTS) -> Judged:
     """Let a judge compare, and print what it holds."""
     found = judge_artifact(artifact, original, prompts, judge, cache,
-                           how=Replying(n_new=40, temperature=temperature))
+                           how=Replying(n_new=24, temperature=temperature))
     print(found.model_dump_json())
     return found
 

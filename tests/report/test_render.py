@@ -206,6 +206,7 @@ def test_cuts_are_told_in_a_few_words() -> None:
 def test_limits_are_bounds_in_words() -> None:
     assert limits_in_words({Metric.DECODE: 20.0, Metric.RAM: 2**30}) == (
         "decode at least 50 tokens/s, peak RAM at most 1024 MiB")
+    assert "quality alone" in limits_in_words({})
 
 
 def test_facts_and_measurements_are_tables() -> None:
