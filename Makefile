@@ -7,8 +7,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 CACHE := $(or $(EDGEPRUNE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edgeprune)
-# four processes for two cores: who runs when is told by tests/turns.py
-PYTEST := $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+# three processes for two cores: who runs when is told by tests/turns.py
+PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 BUDGET ?= 100 tokens < 75%
 
 demo: install  ## the main job on this machine: a quarter less latency than the unpruned model

@@ -142,14 +142,22 @@ def heed_signals() -> None:
     """End on SIGTERM as on Ctrl-C: jobs on targets are stopped on the way out.
 
     What C calls back, as llama.cpp does with its messages, can raise nothing: Python drops an
-    interrupt that comes there. It is given again then.
+    interrupt that comes there. It is given again then, and again where that comes too soon.
     """
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+    def interrupt(_signal: int, frame: FrameType | None) -> None:
+        while frame is not None:
+            if frame.f_code is dropped.__code__:
+                again()
+                return
+            frame = frame.f_back
         raise KeyboardInterrupt
+
+    def again() -> None:
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
 
     def dropped(lost: sys.UnraisableHookArgs) -> None:
         if issubclass(lost.exc_type, KeyboardInterrupt):
-            signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
+            again()
         else:
             sys.__unraisablehook__(lost)
 

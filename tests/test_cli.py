@@ -68,10 +68,17 @@ def test_what_is_refused_at_once_does_not_wait_for_torch(
     assert done.returncode in {2, 6}, done.stderr
 
 
+@pytest.mark.parametrize("slow_s", [0.0, 0.2])
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_an_interrupt_is_not_lost_where_nothing_can_be_raised(name: str) -> None:
+def test_an_interrupt_is_not_lost_where_nothing_can_be_raised(name: str, slow_s: float) -> None:
+    """Nor where the machine is so slow that it is given again before it can be raised."""
     code = ("import ctypes, os, signal, time\n"
             "from edgeprune.console import heed_signals\n"
+            f"set, waits = signal.setitimer, [{slow_s}]\n"
+            "def slowly(*timer):\n"
+            "    set(*timer)\n"
+            "    time.sleep(waits.pop() if waits else 0)\n"
+            "signal.setitimer = slowly\n"
             "heed_signals()\n"
             "@ctypes.CFUNCTYPE(None)\n"
             "def called_by_c():\n"

@@ -1,6 +1,6 @@
 """Who runs when: some processes side by side, and at the end, alone, what measures this machine.
 
-`make test` runs the tests in four processes (pytest-xdist), so that two cores have something to do
+`make test` runs the tests in three processes (pytest-xdist), so that two cores have something to do
 while some wait for a machine or for their turn. Tests of one file stay together, so that
 what its fixtures make is made once; the slow files come first, and last what needs this machine for
 itself: tests with the mark `measures` wait until the others have ended their last tests. What all
