@@ -19,6 +19,10 @@ from rich.table import Table
 
 from edgeprune.model.quantization import DEFAULT_FORMAT
 
+# what the directory of a model consists of, whoever wrote it
+MODEL_SUFFIXES = {".json", ".safetensors", ".gguf", ".onnx", ".data", ".model", ".jinja", ".bin"}
+MODEL_TEXTS = {"merges.txt", "vocab.txt"}
+TOKENIZER = "tokenizer.gguf"
 AGAIN_S = 0.05  # after so long an interrupt that could not be raised is given again
 Model = Annotated[str, typer.Argument(
     help="A Hugging Face directory (safetensors), a .gguf file, or 'smollm2'.")]
@@ -89,11 +93,13 @@ def number_format(kind: str, quant: str) -> str:
     """Return the number format that --format and --quant ask for together.
 
     Raises:
-        UsageError: Both name one.
+        UsageError: Both name one, or --quant one of ONNX's.
     """
     from edgeprune.errors import UsageError
 
     if kind.lower() == "gguf":
+        if quant.lower().startswith("onnx"):
+            raise UsageError("--quant is for GGUF", got=quant, remedy=f"take --format {quant}")
         return quant.lower() if quant.lower() == "auto" else quant
     if quant != DEFAULT_FORMAT:
         raise UsageError(f"--quant is for --format gguf, not for {kind}", got=quant,
@@ -116,22 +122,36 @@ def check_destination(
         UsageError: Something else is there, or one of the models.
     """
     from edgeprune.errors import UsageError
+    from edgeprune.model.source import is_gguf
 
     what = "directory" if holds else "file"
     if not destination.exists():
         return
-    if not force:
-        raise UsageError(f"the {what} exists", got=str(destination), remedy="--force overwrites it")
-    if any(model.exists() and model.resolve().is_relative_to(destination.resolve())
-           for model in models):
-        raise UsageError("the destination is, or holds, the model itself", got=str(destination),
-                         remedy=f"give another {what}")
+    where, got = destination.resolve(), str(destination)
+    for model in (model.resolve() for model in models if model.exists()):
+        if model.is_relative_to(where) or where == model / TOKENIZER:
+            raise UsageError("the destination is, holds, or belongs to the model itself", got=got,
+                             remedy=f"give another {what}")
     if destination.is_dir() != bool(holds):
-        raise UsageError(f"the destination is not a {what}", got=str(destination),
+        raise UsageError(f"the destination is not a {what}", got=got,
                          remedy=f"give another {what}")
-    if holds and any(destination.iterdir()) and not (destination / holds).is_file():
-        raise UsageError(f"the destination holds other things than a model: no {holds} is in it",
-                         got=str(destination), remedy="--force overwrites models only")
+    if not force:
+        raise UsageError(f"the {what} exists", got=got, remedy="--force overwrites it")
+    if holds:
+        found = sorted(destination.iterdir())
+        other = [file.name for file in found if file.is_dir() or not _is_of_a_model(file)]
+        if found and not (destination / holds).is_file():
+            other.append(f"no {holds}")
+        if other:
+            raise UsageError(f"the destination is not a model's directory ({other[-1]})", got=got,
+                             remedy="--force overwrites models only")
+    elif destination.stat().st_size and not is_gguf(destination):
+        raise UsageError("the destination is not a GGUF file", got=got,
+                         remedy="--force overwrites those only")
+
+
+def _is_of_a_model(file: Path) -> bool:
+    return file.suffix in MODEL_SUFFIXES or file.name in MODEL_TEXTS
 
 
 class Interrupted(Exception):  # noqa: N818 - the user's wish, not an error

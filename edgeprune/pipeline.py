@@ -34,7 +34,7 @@ from edgeprune.planning.demand import Demand
 from edgeprune.planning.greedy import Plan
 from edgeprune.profiling.profile import Profile, cost_of
 from edgeprune.profiling.threads import best_threads
-from edgeprune.pruning.calibration import Effort, calibration_corpus
+from edgeprune.pruning.calibration import Effort, Objective, calibration_corpus
 from edgeprune.quality.windows import check_length, evaluation_kinds
 from edgeprune.records import Record, Verdict
 from edgeprune.report.outcome import Outcome
@@ -45,7 +45,7 @@ from edgeprune.strategies import DEFAULT_STRATEGY, STRATEGIES, Strategy, strateg
 
 ROUNDS = 3
 REQUESTS, EMULATED_REQUESTS = 10, 6
-AUTO = "auto"
+AUTO, NO_TEXT = "auto", "what comes with edgeprune"
 Say = Callable[[str], None]
 
 
@@ -58,6 +58,8 @@ class _Request(Record):
     quant: str
     strategy: Strategy
     effort: Effort
+    objective: Objective = Objective.WORST
+    calibration: str = NO_TEXT  # a digest of the user's
 
     def difference(self, other: _Request) -> str:
         """Return in words what this one asks otherwise, and what the other asked."""
@@ -130,7 +132,8 @@ def _begun(options: Options, say: Say, notify: Say) -> Iterator[tuple[Stages, Bu
         raise UsageError(f"the budget needs a context of {budget.n_ctx} tokens, the model was made "
                          f"for {longest}", remedy="ask for fewer tokens")
     request = _Request(model=name, target=target.name, budget=budget, quant=quant,
-                       strategy=strategy, effort=options.effort)
+                       strategy=strategy, effort=options.effort, objective=options.objective,
+                       calibration=calibration.digest if calibration.own else NO_TEXT)
     run_directory = _open_run(options, request)
     with open_device(target, notify=notify) as device:
         say(f"target {target.name}: {device.facts.describe()}")

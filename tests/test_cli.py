@@ -190,7 +190,7 @@ def test_export_and_bench(cli: Cli, small: Path, tmp_path: Path) -> None:
     (tmp_path / "mine/thesis.txt").write_text("years")
     (tmp_path / "model").symlink_to(small)
     for destination, options, named in (
-        ("mine", (), "not a file"), ("mine", ("--format", "onnx:fp32"), "no model.onnx is in it"),
+        ("mine", (), "not a file"), ("mine", ("--format", "onnx:fp32"), "not a model's directory"),
         ("out/small.gguf", ("--format", "onnx:fp32"), "not a directory"),
         ("model", (), "the model itself"), (str(small.parent), (), "the model itself"),
     ):

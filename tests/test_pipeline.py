@@ -224,6 +224,8 @@ def test_a_run_directory_is_not_used_for_another_request(
                     "not size < 100 KB")
     assert_one_line(cli("run", str(small), *SIZE, "--no-repair"), 2, "strategy: edgeprune by obs",
                     "repair least-squares, not", "repair none")
+    assert_one_line(cli("run", str(small), *SIZE, "--effort", "medium", "--objective", "mean"), 2,
+                    "objective: worst, not mean")
     assert _stamps(tmp_path / "runs/r") == before
     assert cli(*other, "r", "--fresh").returncode == 3
     assert not (tmp_path / "runs/r/run.json").exists()

@@ -5,7 +5,7 @@ In: what they are for, or a path. Out: passages of each kind, running text or co
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path, PurePath
 from typing import Literal, NamedTuple
@@ -15,6 +15,7 @@ from edgeprune.data.lines import SUFFIXES, Example, read_lines
 from edgeprune.errors import InputError
 
 BETWEEN = "\n\f\n"  # passages of a shipped text
+RUN = 12  # words: as many in a row are hardly in two texts by chance
 LONG_LINE = 40  # characters: a shorter line may be in two texts by chance
 
 
@@ -72,22 +73,36 @@ def users_kind(path: Path, what: str) -> dict[str, tuple[Passage, ...]]:
 
 
 def share_in(passages: Iterable[Passage], others: Iterable[Passage]) -> float:
-    """Return what share of the text in long lines is in other passages, too. Pure.
+    """Return what share of the text is in other passages, too. Pure.
 
-    Lines are taken without regard to case and white space.
+    The larger share: of the text in long lines, or of its runs of words. Case and white space, line
+    breaks too, do not count.
     """
-    known, mine = set(_long_lines(others)), list(_long_lines(passages))
-    shared = sum(len(line) for line in mine if line in known)
-    return shared / max(sum(map(len, mine)), 1)
+    passages, others = list(passages), list(others)
+    return max(_share(list(cut(passages)), set(cut(others))) for cut in (_long_lines, _runs))
+
+
+def _share(mine: Sequence[str], known: Collection[str]) -> float:
+    return sum(len(part) for part in mine if part in known) / max(sum(map(len, mine)), 1)
 
 
 def _long_lines(passages: Iterable[Passage]) -> Iterator[str]:
+    for text in _texts(passages):
+        for line in text.splitlines():
+            plain = " ".join(line.split()).casefold()
+            if len(plain) >= LONG_LINE:
+                yield plain
+
+
+def _runs(passages: Iterable[Passage]) -> Iterator[str]:
+    for text in _texts(passages):
+        words = text.casefold().split()
+        yield from (" ".join(words[i : i + RUN]) for i in range(len(words) - RUN + 1))
+
+
+def _texts(passages: Iterable[Passage]) -> Iterator[str]:
     for passage in passages:
-        for text in (passage,) if isinstance(passage, str) else (m.content for m in passage):
-            for line in text.splitlines():
-                plain = " ".join(line.split()).casefold()
-                if len(plain) >= LONG_LINE:
-                    yield plain
+        yield from (passage,) if isinstance(passage, str) else (m.content for m in passage)
 
 
 def _is_text(name: PurePath, file: Path) -> bool:

@@ -56,10 +56,11 @@ def check_feasible(
                   "the hidden states seven eighths), "
                   f"{bounds}"),
                  *(hint.rstrip(".") for hint in hints)]
+    others = ["a smaller base model", *(["another --quant"] if not any_format else []),
+              *(["fewer tokens"] if set(broken) - {Metric.SIZE} else [])]
     raise InfeasibleError(
         ". ".join(sentences),
-        remedy=f"the nearest feasible budget is {nearest}; a smaller base model"
-        + (", another --quant" if not any_format else "") + " or fewer tokens would help",
+        remedy=f"the nearest feasible budget is {nearest}; {' or '.join(others)} would help",
     )
 
 

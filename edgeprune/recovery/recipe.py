@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from edgeprune.errors import UsageError
 from edgeprune.extras import check_extra
@@ -65,13 +65,13 @@ class Recipe(Record):
     name: str
     method: Method
     rank: int = Field(default=0, ge=0)
-    epochs: float = Field(default=1.0, gt=0)
-    learning_rate: float = Field(gt=0)
+    epochs: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    learning_rate: float = Field(gt=0, allow_inf_nan=False)
     batch: int = Field(default=4, ge=1)
     micro_batch: int = Field(default=4, ge=1)
     n_tokens: int = Field(default=512, ge=8)
     text_weight: float = Field(default=0.0, ge=0, le=1)
-    hidden_weight: float = Field(default=0.0, ge=0)
+    hidden_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     seed: int = 0
 
     def describe(self) -> str:
@@ -116,12 +116,18 @@ def recipe_of(name: str, **changes: Any) -> Recipe:
     """Return a recipe, with the user's changes to it; those that are None are none.
 
     Raises:
-        UsageError: A name that is not known, or hidden states with nobody to learn them from.
+        UsageError: A name that is not known, a number that makes no sense, or hidden states with
+            nobody to learn them from.
     """
     if name not in RECIPES:
         raise UsageError("no such way to recover", got=name, remedy=f"one of {', '.join(RECIPES)}")
     made = {key: value for key, value in changes.items() if value is not None}
-    found = RECIPES[name].model_copy(update=made)
+    try:
+        found = Recipe.model_validate({**RECIPES[name].model_dump(), **made})
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise UsageError(f"{wrong['loc'][0]} cannot be used: {wrong['msg']}",
+                         got=wrong["input"]) from error
     if found.hidden_weight and found.method is not Method.DISTILL:
         raise UsageError("hidden states are learnt by distillation only", got=name,
                          remedy="leave --hidden out, or take --method distill")

@@ -48,9 +48,13 @@ def calibration_of(recipe: Recipe, tokenizer: Path | None, file: Path | None) ->
         file: The user's text, beside those that come with edgeprune.
 
     Raises:
+        UsageError: There is a file, and the recipe needs none.
         InputError: There is no tokenizer, the file cannot be read, or the text is too short.
     """
     if not recipe.needs_activations:
+        if file is not None:
+            raise UsageError(f"{recipe.method} looks at no text", got=str(file),
+                             remedy="leave --calibration out, or take another --method")
         return None
     if tokenizer is None:
         raise InputError(f"{recipe.method} needs the model's tokenizer, and it has none",

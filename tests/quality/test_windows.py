@@ -46,6 +46,17 @@ def test_the_users_text_is_judged_on_beside_the_shipped_kinds(tmp_path: Path) ->
         evaluation_kinds(tmp_path, calibration_corpus(mine).own_passages)
 
 
+def test_other_line_breaks_do_not_make_another_text(tmp_path: Path) -> None:
+    words = [f"word{i}" for i in range(400)]
+    (tmp_path / "a.txt").write_text("\n".join(" ".join(words[i : i + 5]) for i in range(0, 400, 5)))
+    (tmp_path / "b.txt").write_text(" ".join(words).upper())
+    seen = calibration_corpus(tmp_path / "a.txt").own_passages
+    with pytest.raises(InputError, match="calibrated on, too"):
+        evaluation_kinds(tmp_path / "b.txt", seen)
+    (tmp_path / "b.txt").write_text(" ".join(reversed(words)))
+    assert evaluation_kinds(tmp_path / "b.txt", seen)[0].name == "b.txt"
+
+
 def test_parts_of_what_was_calibrated_on_are_not_judged_on(tmp_path: Path) -> None:
     lines = [f"Line {i} says what the machine number {i} did on that day." for i in range(40)]
     whole, other = tmp_path / "whole.txt", tmp_path / "other.jsonl"

@@ -44,3 +44,11 @@ def test_the_share_that_came_back() -> None:
     assert share_back(3.0, 3.4, 3.1) == pytest.approx(0.75)
     assert share_back(3.0, 3.4, 3.5) == pytest.approx(-0.25)
     assert share_back(3.0, 2.9, 2.8) is None
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("epochs", 0.0), ("epochs", -1.0), ("epochs", float("nan")), ("epochs", float("inf")),
+    ("learning_rate", 0.0), ("learning_rate", float("nan")), ("hidden_weight", float("inf"))])
+def test_numbers_that_make_no_sense_are_refused(name: str, value: float) -> None:
+    with pytest.raises(UsageError, match=f"{name} cannot be used"):
+        recipe_of("distill", **{name: value})
