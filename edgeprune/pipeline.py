@@ -244,7 +244,7 @@ def _corrected(
 
 
 def _open_run(options: Options, request: _Request) -> RunDirectory:
-    """Find or make the run directory; refuse one that was made for something else."""
+    """Find or make the run directory; refuse one where something was made for another request."""
     name = options.name or _name_of(request)
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
         raise UsageError("a run's name is made of letters, digits, '.', '_' and '-'", got=name)
@@ -255,11 +255,12 @@ def _open_run(options: Options, request: _Request) -> RunDirectory:
                          remedy="choose another --name")
     if path.exists() and options.fresh:
         shutil.rmtree(path)
-    if file.is_file() and (found := _Request.read(file)) != request:
+    run_directory = RunDirectory(path)
+    if run_directory.is_begun and file.is_file() and (found := _Request.read(file)) != request:
         raise UsageError(f"{path} holds a run of another {request.difference(found)}",
                          remedy="choose another --name, or start it over with --fresh")
     request.write(file)
-    return RunDirectory(path)
+    return run_directory
 
 
 def _shown(asked: object) -> str:

@@ -34,6 +34,11 @@ class RunDirectory:
         """Name the directory; it is made when something is written."""
         self.path = path
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether a stage was ever finished here."""
+        return self._stamp("").is_dir()
+
     def make(self, stage: str, key: str, name: str, make: Callable[[Path], None]) -> Path:
         """Return a stage's output, a file or a directory, made by `make` when it is out of date.
 
