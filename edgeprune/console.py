@@ -22,7 +22,6 @@ from edgeprune.model.quantization import DEFAULT_FORMAT
 # what the directory of a model consists of, whoever wrote it
 MODEL_SUFFIXES = {".json", ".safetensors", ".gguf", ".onnx", ".data", ".model", ".jinja", ".bin"}
 MODEL_TEXTS = {"merges.txt", "vocab.txt"}
-TOKENIZER = "tokenizer.gguf"
 AGAIN_S = 0.05  # after so long an interrupt that could not be raised is given again
 Model = Annotated[str, typer.Argument(
     help="A Hugging Face directory (safetensors), a .gguf file, or 'smollm2'.")]
@@ -123,6 +122,7 @@ def check_destination(
     """
     from edgeprune.errors import UsageError
     from edgeprune.model.source import is_gguf
+    from edgeprune.model.tokenizer import NAME as TOKENIZER
 
     what = "directory" if holds else "file"
     if not destination.exists():

@@ -35,14 +35,21 @@ def kept(
         [package / part] if part.endswith(".py") else sorted((package / part).rglob("*.py")))]
     place = cache_directory() / name / digest(*versions, *map(file_digest, files))
     place.parent.mkdir(parents=True, exist_ok=True)
-    if place.is_dir():
-        shutil.copytree(place, here, dirs_exist_ok=True)
+    with _locked(place.parent):  # another process may just replace it
+        if place.is_dir():
+            shutil.copytree(place, here, dirs_exist_ok=True)
     yield
     if here.is_dir():
-        with (place.parent / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with _locked(place.parent):
             part = place.with_name(f"{place.name}.part")
             shutil.rmtree(part, ignore_errors=True)
             shutil.copytree(here, part, ignore=shutil.ignore_patterns("*.part", *without))
             shutil.rmtree(place, ignore_errors=True)
             part.rename(place)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    with (directory / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
