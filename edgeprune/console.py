@@ -20,7 +20,8 @@ from rich.table import Table
 from edgeprune.model.quantization import DEFAULT_FORMAT
 
 # what the directory of a model consists of, whoever wrote it
-MODEL_SUFFIXES = {".json", ".safetensors", ".gguf", ".onnx", ".data", ".model", ".jinja", ".bin"}
+WEIGHT_SUFFIXES = {".safetensors", ".data"}
+MODEL_SUFFIXES = WEIGHT_SUFFIXES | {".json", ".gguf", ".onnx", ".model", ".jinja", ".bin"}
 MODEL_TEXTS = {"merges.txt", "vocab.txt"}
 AGAIN_S = 0.05  # after so long an interrupt that could not be raised is given again
 Model = Annotated[str, typer.Argument(
@@ -140,10 +141,11 @@ def check_destination(
     if holds:
         found = sorted(destination.iterdir())
         other = [file.name for file in found if file.is_dir() or not _is_of_a_model(file)]
-        if found and not (destination / holds).is_file():
-            other.append(f"no {holds}")
+        has_weights = any(file.suffix in WEIGHT_SUFFIXES for file in found)
+        if found and not (has_weights and (destination / holds).is_file()):
+            other.append(f"no {holds} with weights")
         if other:
-            raise UsageError(f"the destination is not a model's directory ({other[-1]})", got=got,
+            raise UsageError(f"the destination is not a model's directory ({other[0]})", got=got,
                              remedy="--force overwrites models only")
     elif destination.stat().st_size and not is_gguf(destination):
         raise UsageError("the destination is not a GGUF file", got=got,

@@ -61,7 +61,7 @@ def test_a_directory_of_other_things_stays(model: Path, tmp_path: Path, holds: s
     papers.mkdir()
     check_destination(papers, model, holds=holds, force=True)  # empty: nothing to lose
     (papers / "thesis.txt").write_text("years")
-    with pytest.raises(UsageError, match=rf"not a model's directory \(no {holds}\)"):
+    with pytest.raises(UsageError, match=r"not a model's directory \(thesis\.txt\)"):
         check_destination(papers, model, holds=holds, force=True)
     with pytest.raises(UsageError, match="not a file"):
         check_destination(papers, model, holds=None, force=True)
@@ -71,6 +71,9 @@ def test_a_directory_of_other_things_stays(model: Path, tmp_path: Path, holds: s
     with pytest.raises(UsageError, match=r"\(thesis\.txt\)"):
         check_destination(papers, model, holds=holds, force=True)
     (papers / "thesis.txt").unlink()
+    with pytest.raises(UsageError, match=f"no {holds} with weights"):
+        check_destination(papers, model, holds=holds, force=True)
+    (papers / "weights.safetensors").touch()
     check_destination(papers, model, holds=holds, force=True)
     (papers / ".git").mkdir()
     with pytest.raises(UsageError, match=r"\(\.git\)"):
