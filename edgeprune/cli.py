@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from safetensors import SafetensorError
 
 from edgeprune.cli_deploy import deploy, package, rollback, status, undeploy
 from edgeprune.cli_eval import evaluate
@@ -80,6 +82,9 @@ INTERRUPTED = 130  # what shells give a program that Ctrl-C ended
 # a path of the user's that cannot be what it was given for
 NOT_USABLE = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS,
               errno.ENAMETOOLONG}
+# a disk that takes no more, or no file so large: as the system, safetensors and numpy say it
+FULL = re.compile("No space left on device|Disk quota exceeded|File too large|"
+                  r"\d+ requested and \d+ written")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,13 +98,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         app(args=argv, prog_name="edgeprune")
     except EdgePruneError as error:
         # what a device said may be in it: nothing that a terminal obeys
-        line = "".join(char if char.isprintable() else "?" for char in str(error))
-        print(f"error: {line}", file=sys.stderr)
+        said = "".join(char if char.isprintable() else "?" for char in str(error))
+        print(f"error: {said}", file=sys.stderr)
         return error.exit_code
-    except OSError as error:
-        if error.errno not in NOT_USABLE or error.filename is None:
+    except (OSError, SafetensorError) as error:
+        if (line := _of_the_disk(error)) is None:
             raise
-        print(f"error: {error.filename}: {error.strerror}. Give another path", file=sys.stderr)
+        print(f"error: {line}", file=sys.stderr)
         return UsageError.exit_code
     except Interrupted:
         return _interrupted()
@@ -113,6 +118,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _interrupted() -> int:
     print("interrupted: run again to go on, finished stages are kept", file=sys.stderr)
     return INTERRUPTED
+
+
+def _of_the_disk(error: OSError | SafetensorError) -> str | None:
+    """Return what is wrong with a path or a disk of the user's; None where it is our own fault."""
+    if FULL.search(str(error)):
+        return (f"the disk takes no more ({error}). Free some space, or take another disk, and run "
+                "again: finished stages are kept")
+    if isinstance(error, OSError) and error.errno in NOT_USABLE and error.filename is not None:
+        return f"{error.filename}: {error.strerror}. Give another path"
+    return None
 
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 - Typer calls it so

@@ -49,6 +49,7 @@ def evaluate(
     Another: edgeprune eval my-llama-Q4_K_M.gguf --against ./my-llama --tasks questions.jsonl
     """
     from edgeprune.data import text_of
+    from edgeprune.errors import UsageError
     from edgeprune.quality.evaluate import evaluate as judge
     from edgeprune.quality.evaluate import judge_kinds
     from edgeprune.quality.tasks import task_scores
@@ -57,6 +58,9 @@ def evaluate(
     from edgeprune.report.render import KINDS, kind_rows, replies_in_words
     from edgeprune.subject import subject_of
 
+    if stride is not None and stride > context:
+        raise UsageError("a stride above the context would leave text out", got=stride,
+                         remedy=f"take at most {context}, or a larger --context")
     reading = Reading(context=context, stride=stride or context, windows=windows or None)
     read = None if text is None else Text(text.name, (text_of(text, "text"),))
     kinds = evaluation_kinds(own)

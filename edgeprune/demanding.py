@@ -89,8 +89,9 @@ def choose_format(
     best = best_format(stages, demand, baseline, say)
     if best is None:
         shape = stages.checkpoint.shape
-        coarsest = _in_format(demand, formats_worth_a_plan(shape, demand)[0])
-        check_demand(shape, coarsest, profiled.read_bytes_per_s, any_format=True)
+        smallest = formats_worth_a_plan(shape, demand)[0]
+        check_demand(shape, _in_format(demand, smallest), profiled.read_bytes_per_s,
+                     smallest_format=smallest)
         raise InfeasibleError("no number format can hold the budget", got=budget.text)
     say(f"format: {best[0].quant} loses least")
     return *best, profiled

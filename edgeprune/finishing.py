@@ -167,7 +167,7 @@ def finish(
         disturbances=last.measured.disturbances, judgements=judgements, rounds=len(rounds),
         requests=pruned.workload.requests, system_info=pruned.system_info, plan=last.plan,
         recovery=_recovery(stages, last.plan.cuts, untrained, kinds), judged=judged,
-        kinds=kinds,
+        kinds=kinds, own_kind=stages.evaluation[0].name if options.evaluate else None,
         before=figures_of(baseline, before), after=figures_of(pruned, after),
         directory=stages.run.path, artifact=artifact, device_path=device_path,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from edgeprune.cli import INTERRUPTED
 from edgeprune.errors import EdgePruneError
 from edgeprune.records import Verdict
-from tests.conftest import Cli
+from tests.conftest import Cli, run_cli
 
 RUN = ("run", "MODEL", "--target", "local", "--budget", "100 tokens < 75%")
 COMMANDS: tuple[list[str], ...] = (
@@ -74,6 +75,8 @@ def test_an_interrupt_is_not_lost_where_nothing_can_be_raised(name: str, slow_s:
     """Nor where the machine is so slow that it is given again before it can be raised."""
     code = ("import ctypes, os, signal, time\n"
             "from edgeprune.console import heed_signals\n"
+            # what a shell starts in the background ignores it
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             f"set, waits = signal.setitimer, [{slow_s}]\n"
             "def slowly(*timer):\n"
             "    set(*timer)\n"
@@ -176,6 +179,22 @@ def test_a_shape_is_profiled_without_weights(cli: Cli, small: Path, tmp_path: Pa
     shown = cli("profile", "bare", "--target", "local", "--threads", "1").stdout
     for part in ("kB sent", "roofline", "KV cache", "profile: profiles/local/"):
         assert part in shown
+
+
+@pytest.mark.parametrize("command", [
+    ("export", "a.gguf"), ("export", "a", "--format", "onnx:fp32"),
+    ("sparsify", "a", "--method", "magnitude", "--sparsity", "0.5")])
+def test_a_disk_that_takes_no_more_is_told(
+    small: Path, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))  # no file gets larger
+    try:
+        done = run_cli(tmp_path, command[0], str(small), *command[1:])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert_one_line(done, 2, "the disk takes no more", "another disk")
+    assert not list(tmp_path.iterdir())
 
 
 def test_export_and_bench(cli: Cli, small: Path, tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ def test_what_cannot_be_judged_exits_with_one_line(
     make_tiny(tmp_path / "tiny")
     assert_one_line(cli("eval", "nothing.gguf"), 6, "nothing.gguf")
     assert_one_line(cli("eval", "tiny"), 6, "no tokenizer")
+    assert_one_line(cli("eval", "tiny", "--context", "64", "--stride", "65"), 2, "65", "at most 64")
     assert_one_line(cli("eval", str(spoken_file), "--text", "no.txt"), 6, "no.txt")
     assert_one_line(cli("eval", str(spoken_file), "--tasks", "no.jsonl"), 6, "no.jsonl")
     (tmp_path / "unfinished").mkdir()

@@ -86,6 +86,8 @@ def test_a_run_holds_its_budget_and_leaves_everything(
     assert set(kinds) == {"mine.txt", *shipped_kinds("evaluation")}
     worst = max(kinds, key=lambda kind: kinds[kind]["after"] / kinds[kind]["before"])
     assert f"loses most on {worst}" in report
+    assert outcome["own_kind"] == "mine.txt"
+    assert "mine.txt: perplexity" in report
     for step in kinds.values():
         assert step["divergence"]["n_tokens"] >= 511
         assert step["divergence"]["kl_mean"] > 0

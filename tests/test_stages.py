@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from edgeprune.device.measure import Comparison
 from edgeprune.stages import MOST, Formats, measured_enough
 from tests.test_judging import requests
 
@@ -27,3 +28,11 @@ def test_nothing_is_added_to_what_was_disturbed() -> None:
     noisy = Formats(measured={**once.measured, "Q4_0": once.measured["Q4_0"].model_copy(
         update={"disturbances": ("hot",)})})
     assert measured_enough(lambda: noisy, lambda _: False) == noisy
+
+
+def test_what_disturbed_both_in_turn_is_told_once() -> None:
+    hot = _times(100.0, 110.0).measured["Q4_0"].model_copy(update={"disturbances": ("hot",)})
+    assert Comparison(baseline=hot, pruned=hot, paired=True).disturbances == ("hot",)
+    swapped = hot.model_copy(update={"disturbances": ("swapped",)})
+    assert Comparison(baseline=hot, pruned=swapped, paired=True).disturbances == ("hot", "swapped")
+    assert Comparison(baseline=hot, pruned=swapped, paired=False).disturbances == ("swapped",)

@@ -20,8 +20,11 @@ def text_of(file: Path, what: str) -> str:
         what: Its name in a message, such as "calibration text".
 
     Raises:
-        InputError: The file cannot be read.
+        InputError: The file cannot be read, or is a device or a pipe, which may never end.
     """
+    if file.exists() and not file.is_file() and not file.is_dir():
+        raise InputError(f"the {what} is not a regular file", got=str(file),
+                         remedy="save it to a file first")
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -148,8 +148,12 @@ class Comparison(Record):
 
     @property
     def disturbances(self) -> tuple[str, ...]:
-        """Why what the comparison says is in doubt; an unpaired baseline says nothing of it."""
-        return (*(self.baseline.disturbances if self.paired else ()), *self.pruned.disturbances)
+        """Why what the comparison says is in doubt, each reason once.
+
+        An unpaired baseline says nothing of it.
+        """
+        beside = self.baseline.disturbances if self.paired else ()
+        return tuple(dict.fromkeys((*beside, *self.pruned.disturbances)))
 
 
 class Subject(NamedTuple):

@@ -39,7 +39,8 @@ class Bounds(NamedTuple):
 
 
 def check_demand(
-    base: LlamaShape, demand: Demand, read_bytes_per_s: float, *, any_format: bool = False
+    base: LlamaShape, demand: Demand, read_bytes_per_s: float,
+    *, smallest_format: str | None = None,
 ) -> None:
     """Refuse a demand that nothing can hold.
 
@@ -47,7 +48,7 @@ def check_demand(
         base: The unpruned shape.
         demand: What a plan has to hold.
         read_bytes_per_s: How fast the target's threads read memory together.
-        any_format: The demand is in the cheapest of all number formats.
+        smallest_format: The demand's number format, where no smaller one is left to try.
 
     Raises:
         InfeasibleError: No shape that cuts reach holds the limits.
@@ -63,7 +64,8 @@ def check_demand(
         read_bytes_per_s=read_bytes_per_s,
     )
     check_feasible(base, budget, demand.limits, demand.predict,
-                   bound_hints(budget, demand.limits, bounds), components, any_format=any_format)
+                   bound_hints(budget, demand.limits, bounds), components,
+                   smallest_format=smallest_format)
 
 
 def bound_hints(

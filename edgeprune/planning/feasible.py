@@ -22,7 +22,7 @@ def check_feasible(
     predict: Predict,
     hints: Sequence[str] = (),
     components: Sequence[int] = (0,),
-    *, any_format: bool = False,
+    *, smallest_format: str | None = None,
 ) -> None:
     """Refuse a budget that each of the smallest shapes violates.
 
@@ -35,7 +35,8 @@ def check_feasible(
         predict: Predicts the cost of a shape.
         hints: Sentences for the message: what else is known of the bound.
         components: How many principal components of the hidden states may go.
-        any_format: The prediction is of the cheapest of all number formats.
+        smallest_format: The number format that the prediction is of, where it is the smallest of
+            all that were tried.
 
     Raises:
         InfeasibleError: With the least cost that can be reached and the nearest feasible budget.
@@ -46,9 +47,10 @@ def check_feasible(
     if not broken:
         return
     whole = budget.values(predict(base))
+    unpruned = "the unpruned model" + (f" in {smallest_format}" if smallest_format else "")
     bounds = "; ".join(
         f"{m.label} reaches {m.show(least[m])} at best, the budget is {m.show(limits[m])}, "
-        f"the unpruned model takes {m.show(whole[m])}" for m in broken
+        f"{unpruned} takes {m.show(whole[m])}" for m in broken
     )
     nearest = ", ".join(f"{m.label} {m.show(least[m] * (1 + MARGIN))}" for m in broken)
     sentences = [(f"no cut can hold the budget '{budget.text}': with {_left(base, smallest)} left "
@@ -56,12 +58,29 @@ def check_feasible(
                   "the hidden states seven eighths), "
                   f"{bounds}"),
                  *(hint.rstrip(".") for hint in hints)]
-    others = ["a smaller base model", *(["another --quant"] if not any_format else []),
+    others = ["a smaller base model", *(["another --quant"] if smallest_format is None else []),
               *(["fewer tokens"] if set(broken) - {Metric.SIZE} else [])]
     raise InfeasibleError(
         ". ".join(sentences),
         remedy=f"the nearest feasible budget is {nearest}; {' or '.join(others)} would help",
     )
+
+
+def out_of_reach(
+    way: str, budget: Budget, limits: Mapping[Metric, float], least: Mapping[Metric, float],
+) -> InfeasibleError:
+    """Return the refusal of a budget that other cuts may hold, but not those of one way.
+
+    Args:
+        way: How was cut, such as "cutting only layers".
+        budget: The demands.
+        limits: What they come to on the target.
+        least: The predicted values of the most that this way may cut.
+    """
+    bounds = "; ".join(f"{m.label} reaches {m.show(least[m])} at best, the budget is "
+                       f"{m.show(limit)}" for m, limit in limits.items())
+    return InfeasibleError(f"{way} does not hold the budget '{budget.text}': {bounds}",
+                           remedy="--strategy edgeprune cuts all kinds")
 
 
 def nearest_shape(

@@ -21,13 +21,12 @@ from dataclasses import dataclass
 from pydantic import Field
 
 from edgeprune.cost import Cost
-from edgeprune.errors import InfeasibleError
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape
 from edgeprune.planning.aim import MARGIN, Aim, Predict
 from edgeprune.planning.budget import Budget, Metric
 from edgeprune.planning.exact import solve_exact
-from edgeprune.planning.feasible import check_feasible
+from edgeprune.planning.feasible import check_feasible, out_of_reach
 from edgeprune.planning.moves import Kind, Move, moves, why_width
 from edgeprune.planning.refine import State, refine
 from edgeprune.planning.tables import Estimate, LossTable, Score, Scores
@@ -165,8 +164,8 @@ def make_plan(  # noqa: PLR0913 - a `Demand` in parts: costs need not come from 
     if joint:
         end, changes, finalists = refine(end, aim, estimate, scores)
     elif aim.excess(end.cuts) > 0:
-        raise InfeasibleError(f"cutting only {', '.join(f'{kind}s' for kind in kinds)} does not "
-                              "hold the budget", got=budget.text)
+        raise out_of_reach(f"cutting only {', '.join(f'{kind}s' for kind in kinds)}", budget,
+                           limits, budget.values(aim.cost(end.cuts)))
     return plan.model_copy(update={
         "steps": steps, "refined": changes, "finalists": finalists, "base_loss": base_loss,
         "loss": end.loss, "cuts": end.cuts, "shape": end.cuts.shape(base),

@@ -14,7 +14,7 @@ from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape
 from edgeprune.planning.aim import Aim
 from edgeprune.planning.demand import Demand
-from edgeprune.planning.feasible import check_feasible
+from edgeprune.planning.feasible import check_feasible, out_of_reach
 from edgeprune.planning.greedy import Plan, make_plan
 from edgeprune.planning.moves import Kind, describe_change
 from edgeprune.planning.tables import Score
@@ -66,10 +66,11 @@ def follow(
                          demand.model.error, margin=demand.margin, kinds=kinds)
     check_feasible(base, demand.budget, demand.limits, demand.predict)
     aim = Aim(base, demand.budget, demand.limits, demand.predict, demand.margin)
-    cuts = next((cuts for cuts in _ways(planner, base, influence) if aim.excess(cuts) == 0), None)
+    ways = list(_ways(planner, base, influence))
+    cuts = next((cuts for cuts in ways if aim.excess(cuts) == 0), None)
     if cuts is None:
-        raise InfeasibleError(f"cutting by {planner} alone does not hold the budget",
-                              got=demand.budget.text, remedy="--strategy edgeprune cuts all kinds")
+        least = demand.budget.values(aim.cost(min(ways, key=aim.excess)))
+        raise out_of_reach(f"cutting by {planner} alone", demand.budget, demand.limits, least)
     base_loss, loss = score([Cuts(), cuts])
     return Plan(
         base=base, shape=cuts.shape(base), cuts=cuts, steps=(), base_loss=base_loss, loss=loss,

@@ -91,7 +91,7 @@ def evaluation_text() -> Text:
 def evaluation_kinds(
     own: Path | None = None, seen: Collection[Passage] = ()
 ) -> tuple[Text, ...]:
-    """Return the kinds of text that quality is measured on, and the user's.
+    """Return the kinds of text that quality is measured on, the user's first.
 
     Args:
         own: A file or a directory (`edgeprune.data.kinds.users_kind`), if there is one.

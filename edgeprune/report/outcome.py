@@ -70,6 +70,7 @@ class Outcome(Record):
         recovery: What training brought back; None when there was none.
         judged: What an LLM judge holds of the artifact; None when none was asked.
         kinds: What the artifact loses on each kind of text; None in files of older versions.
+        own_kind: Which of them is the user's text; None when there was none.
         before: The unpruned model.
         after: The artifact.
         device_path: Where the artifact lies on the target; None on `local`.
@@ -94,6 +95,7 @@ class Outcome(Record):
     recovery: Recovery | None = None
     judged: Judged | None = None
     kinds: Kinds | None = None
+    own_kind: str | None = None
     before: Figures
     after: Figures
     directory: Path

@@ -237,7 +237,10 @@ def verdict_lines(outcome: Outcome) -> list[str]:
     lines = [f"budget '{outcome.budget.text}' {outcome.verdict}{emulated} after {turns}"]
     lines += [f"  {judgement_in_words(judgement)}" for judgement in outcome.judgements]
     if outcome.kinds:
-        lines.append(f"  {worst_in_words(outcome.kinds)}")
+        worst, own = outcome.kinds.worst, outcome.own_kind
+        lines.append(f"  loses most on {kind_in_words(outcome.kinds, worst)}")
+        if own is not None and own != worst:
+            lines.append(f"  on your text, {kind_in_words(outcome.kinds, own)}")
         if outcome.kinds.replies:
             lines.append(f"  {replies_in_words(outcome.kinds.replies)}")
     if outcome.recovery:
@@ -256,10 +259,10 @@ def verdict_lines(outcome: Outcome) -> list[str]:
     return lines
 
 
-def worst_in_words(found: Kinds) -> str:
-    """Return on which kind of text an artifact loses most, and how much."""
-    step = found.kinds[found.worst]
-    return (f"loses most on {found.worst}: perplexity {step.before:.2f} -> {step.after:.2f} "
+def kind_in_words(found: Kinds, kind: str) -> str:
+    """Return what an artifact loses on a kind of text."""
+    step = found.kinds[kind]
+    return (f"{kind}: perplexity {step.before:.2f} -> {step.after:.2f} "
             f"({step.ratio:.2f} times, {math.log(step.ratio):+.3f} nats per token), the same first "
             f"choice for {step.divergence.top1_agreement:.0%} of the tokens")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from importlib.resources import files
 from pathlib import Path
@@ -76,6 +77,13 @@ def test_what_holds_no_text_is_refused(tmp_path: Path, content: str | bytes) -> 
     for path in (file, tmp_path, tmp_path / "nothing"):
         with pytest.raises(InputError, match=r"my text.*UTF-8"):
             users_kind(path, "my text")
+
+
+def test_what_may_never_end_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(InputError, match=f"not a regular file: got '{path}'"):
+            users_kind(path, "calibration text")
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -54,10 +54,11 @@ def test_hints_stand_before_the_remedy() -> None:
     assert ". the output head alone takes 100 ms. the nearest feasible budget is" in text
 
 
-@pytest.mark.parametrize("any_format", [False, True])
-def test_another_format_is_advised_where_there_is_one(any_format: bool) -> None:
+@pytest.mark.parametrize("smallest", [None, "Q4_0"])
+def test_another_format_is_advised_where_there_is_one(smallest: str | None) -> None:
     with pytest.raises(InfeasibleError) as refused:
         check_feasible(FREE, parse_budget("ram < 1 KB"), {Metric.RAM: 1e3}, predict,
-                       any_format=any_format)
-    assert ("another --quant" in str(refused.value)) is not any_format
+                       smallest_format=smallest)
+    assert ("another --quant" in str(refused.value)) is (smallest is None)
+    assert ("the unpruned model in Q4_0 takes" in str(refused.value)) is (smallest == "Q4_0")
     assert "a smaller base model" in str(refused.value)

@@ -119,6 +119,9 @@ def test_the_kind_of_text_that_loses_most_comes_first() -> None:
     assert verdict_lines(told)[-1] == (
         "  loses most on dialogue: perplexity 10.00 -> 20.00 (2.00 times, +0.693 nats per token), "
         "the same first choice for 88% of the tokens")
+    assert "your text" not in "".join(verdict_lines(outcome(kinds=kinds, own_kind="dialogue")))
+    assert verdict_lines(outcome(kinds=kinds, own_kind="code"))[-1].startswith(
+        "  on your text, code: perplexity 10.00 -> 11.00 (1.10 times, +0.095 nats per token)")
     replies = Divergence(kl_mean=0.25, kl_p99=1.0, top1_agreement=0.75, n_tokens=96)
     told = outcome(kinds=kinds.model_copy(update={"replies": replies}))
     assert verdict_lines(told)[-1] == (
