@@ -154,14 +154,19 @@ def _start(machine: Machine, base: Path, kind: str, *more: str) -> None:
 
 
 def _qemu_argv(machine: Machine) -> list[str]:
-    """Return what of qemu's command line makes the machine what it is."""
+    """Return what of qemu's command line makes the machine what it is.
+
+    What qemu translates it finds again by its address: where programs lie at random ones, each is
+    translated anew each time it starts. Signed pointers, which small boards lack, cost as much. A
+    Python that is started over SSH takes 2.4 s of a core with both, 1.3 without.
+    """
     image = machine.image
     return [
-        *("qemu-system-aarch64", "-display", "none", "-M", "virt", "-cpu", "max,pauth-impdef=on"),
+        *("qemu-system-aarch64", "-display", "none", "-M", "virt", "-cpu", "max,pauth=off"),
         *("-accel", "tcg,thread=multi", "-smp", str(machine.cpus), "-m", str(machine.memory_mb)),
         *("-kernel", str(image.directory / "vmlinuz")),
         *("-initrd", str(image.directory / "initrd")),
-        *("-append", "root=/dev/vda rw console=ttyAMA0 net.ifnames=0"),
+        *("-append", "root=/dev/vda rw console=ttyAMA0 net.ifnames=0 norandmaps"),
         *("-device", "virtio-blk-device,drive=disk", "-device", "virtio-rng-device"),
         *("-device", "virtio-net-device,netdev=net"),
     ]
