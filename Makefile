@@ -19,8 +19,8 @@ test: lint  ## every test, the emulated ARM machine included
 	-$(BIN)/python -m tests.install  # without root it says what to install
 	$(PYTEST) --cov --cov-report=term:skip-covered --durations=30
 
-test-fast: install  ## what needs neither a machine nor a real model: minutes
-	$(PYTEST) -m "not arm and not debian and not smollm2 and not measures"
+test-fast: install  ## what needs neither a machine, nor a real model, nor a whole run
+	$(PYTEST) -m "not arm and not debian and not smollm2 and not measures and not slow"
 
 lint: install
 	$(BIN)/ruff check .

@@ -57,6 +57,7 @@ def test_help_loads_nothing_heavy() -> None:
     ("export", "nowhere", "a.gguf"),
     ("package", "nowhere.gguf", "--target", "local", "--version", "v1", "--out", "v1"),
     ("eval", "nowhere"),
+    ("sparsify", "nowhere", "out", "--method", "wanda", "--sparsity", "2"),
 ])
 def test_what_is_refused_at_once_does_not_wait_for_torch(
     tmp_path: Path, arguments: tuple[str, ...]
@@ -167,6 +168,7 @@ def test_the_local_runtime_tells_its_kernels(cli: Cli) -> None:
     assert "CPU" in json.loads(done.stdout)["system_info"]
 
 
+@pytest.mark.slow
 def test_a_shape_is_profiled_without_weights(cli: Cli, small: Path, tmp_path: Path) -> None:
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare/config.json").write_text((small / "config.json").read_text())
@@ -197,6 +199,7 @@ def test_a_disk_that_takes_no_more_is_told(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_export_and_bench(cli: Cli, small: Path, tmp_path: Path) -> None:
     done = cli("export", str(small), "out/small.gguf", "--quant", "q8_0")
     assert done.returncode == 0, done.stderr
@@ -230,6 +233,7 @@ def test_export_and_bench(cli: Cli, small: Path, tmp_path: Path) -> None:
 SPARSIFY = ("--method", "sparsegpt", "--pattern", "2:4", "--quant", "Q8_0")
 
 
+@pytest.mark.slow
 def test_sparsify_writes_a_model_and_says_what_the_zeros_do(
     cli: Cli, small: Path, tmp_path: Path
 ) -> None:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import Cli
 from tests.test_cli import assert_one_line
 from tests.tiny import make_tiny
+
+pytestmark = pytest.mark.slow
 
 
 def test_an_artifact_is_held_against_the_model_it_came_from(

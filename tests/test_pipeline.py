@@ -28,7 +28,7 @@ from edgeprune.records import Verdict
 from tests.conftest import PROFILES, TARGETS, Cli, cli_argv, run_cli
 from tests.test_cli import assert_one_line
 
-pytestmark = pytest.mark.usefixtures("_profiled")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("_profiled")]
 # file size does not depend on how busy the machine is; exit 4 says that it was
 SIZE = ("--target", "local", "--budget", "4 tokens after 8 < 1 min, size < 80%", "--name", "r")
 QUIET_OR_NOT = {0, 4}

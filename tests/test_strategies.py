@@ -28,6 +28,7 @@ from edgeprune.strategies import STRATEGIES, Repair, Strategy, strategy_of
 from tests.planning.test_recipes import MODEL
 from tests.tiny import KINDS, hf_logits, make_tiny, within_a_subspace
 
+pytestmark = pytest.mark.slow
 TEXT = Corpus({"text": (shipped_text("calibration")[:80_000],)})
 
 

@@ -88,6 +88,7 @@ def test_the_texts_are_what_their_programs_take(bundle: Path) -> None:
     assert "$" not in unit.replace("$python", "").replace("$credential", "")
 
 
+@pytest.mark.slow
 def test_a_model_is_asked_what_it_surely_knows(
     smollm2: Path, tmp_path: Path
 ) -> None:

@@ -54,6 +54,7 @@ def test_rounds_end_when_their_time_is_over_but_not_before_the_third(
     assert len((job / "samples.jsonl").read_text().splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_rounds_end_when_the_times_are_known_well_enough(gguf_file: Path, job: Path) -> None:
     for precision, rounds in ((1e-9, 10), (10.0, runner.LEAST_TO_JUDGE)):
         one = job.with_name(str(precision))

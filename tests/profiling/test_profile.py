@@ -43,6 +43,7 @@ def device(tmp_path: Path, said: list[str]) -> Iterator[Device]:
         yield opened
 
 
+@pytest.mark.slow
 def test_a_profile_is_measured_once_and_predicts_its_own_shapes(
     small: Path, device: Device, tmp_path: Path, said: list[str]
 ) -> None:
@@ -75,6 +76,7 @@ def test_a_profile_is_measured_once_and_predicts_its_own_shapes(
     assert list((tmp_path / "work/models").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_onnx_profile_predicts_its_own_shapes(
     small: Path, device: Device, tmp_path: Path
 ) -> None:
@@ -104,6 +106,7 @@ def test_a_machine_whose_cache_holds_none_of_the_shapes_is_given_none() -> None:
     assert recorded.model.error["token_ms"] < 0.03
 
 
+@pytest.mark.slow
 def test_a_profile_of_a_busy_machine_is_measured_again(
     small: Path, device: Device, tmp_path: Path, said: list[str]
 ) -> None:
@@ -130,6 +133,7 @@ def test_another_format_or_number_of_threads_is_another_profile(
     assert len(places) == 3
 
 
+@pytest.mark.slow
 def test_little_ram_makes_blocks_that_share_the_first_shape(small: Path, device: Device) -> None:
     shape = Checkpoint(small).shape
     pilot, pace = try_out(device, shape, "Q4_K_M")

@@ -134,6 +134,7 @@ def test_bad_task_files_are_refused(gguf_file: Path, tmp_path: Path, line: str, 
         task_scores(gguf_file, [str(tmp_path / "a.jsonl")])
 
 
+@pytest.mark.slow
 def test_unknown_tasks_are_refused(spoken_file: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no_such_task"):
         task_scores(spoken_file, ["no_such_task"])

@@ -29,6 +29,7 @@ from edgeprune.recovery.trainer import Models, train
 from tests.conftest import Cli, cli_argv
 from tests.tiny import hf_logits, make_tiny
 
+pytestmark = pytest.mark.slow
 KEPT = [0, 1, 3, 5]
 SHORT: dict[str, Any] = {"n_tokens": 32, "batch": 4, "micro_batch": 2, "learning_rate": 2e-3}
 LINES = [f"{i} plus {i} is {2 * i}, and {i} times {i} is {i * i}." for i in range(200)]
