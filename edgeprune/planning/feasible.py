@@ -72,7 +72,7 @@ def out_of_reach(
     """Return the refusal of a budget that other cuts may hold, but not those of one way.
 
     Args:
-        way: How was cut, such as "cutting only layers".
+        way: What was done, such as "cutting only layers".
         budget: The demands.
         limits: What they come to on the target.
         least: The predicted values of the most that this way may cut.
