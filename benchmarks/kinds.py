@@ -1,14 +1,16 @@
 """Print what cuts lose on each kind of text, by what they were calibrated on, repaired or not.
 
-    python benchmarks/kinds.py [--effort medium] [--calibrations wikitext,broad] [--cuts NAME,...]
-                               [--drawings 0,1,2,3] [--repaired-only]
+    python benchmarks/kinds.py [--calibrations wikitext,broad] [--cuts NAME,...] [--repaired-only]
+                               [--efforts low,medium,high] [--importances obs,energy,...]
+                               [--dampings chosen,0.01,...] [--drawings 0,1,2,3]
 
 SmolLM2, float32: increase of the loss in nats per token over the unpruned model, on windows of 512
 tokens of the shipped evaluation kinds and of the WikiText excerpt. `wikitext` is the shipped
 calibration excerpt, `broad` the shipped calibration kinds, as many windows of each. Nothing is
-planned: the cuts are the same in every row of a name, what is kept within a layer is chosen by each
-calibration. A drawing takes other windows of the calibration text: its passages begin a quarter
-later each.
+planned: the cuts are the same in every row of a name. Each calibration chooses what is kept within
+a layer, by an importance. An effort is an amount of text. A damping is one for every projection;
+`chosen` is one for each, as edgeprune has it. A drawing takes other windows of the calibration
+text: its passages begin a quarter later each.
 """
 
 from __future__ import annotations
@@ -16,10 +18,14 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
+from unittest.mock import patch
 
 import torch
 from rich.console import Console
@@ -32,10 +38,12 @@ from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.source import resolve_model
 from edgeprune.pruning.calibration import Corpus, Effort, calibration_corpus, tokens_by_kind
+from edgeprune.pruning.criterion import Method
+from edgeprune.pruning.repair import fit
 from edgeprune.pruning.sample import Windows, windows
 from edgeprune.recovery.held_out import cross_entropy
 from edgeprune.rundir import RunDirectory
-from edgeprune.strategies import strategy_of
+from edgeprune.strategies import Strategy, strategy_of
 
 WIKITEXT = "WikiText-2"  # articles of the same corpus are calibrated on: not among the worst
 EVALUATED = Windows(8, 512)
@@ -46,41 +54,77 @@ CUTS = {"components": Cuts(components=64), "layers": Cuts(layers=(12, 13, 14, 17
         "three-layers": Cuts(layers=(12, 14, 17))}
 
 
+CHOSEN = "chosen"
+
+
+class Way(NamedTuple):
+    """How a cut is made."""
+
+    calibration: str = "broad"
+    drawing: int = 0
+    effort: Effort = Effort.MEDIUM
+    importance: str = Method.OBS
+    damping: str = CHOSEN
+    repair: bool = True
+
+    @property
+    def strategy(self) -> Strategy:
+        """Return how edgeprune does it, but for what is asked for."""
+        importance = None if self.importance == Method.OBS else self.importance
+        return strategy_of("edgeprune", importance=importance, repair=self.repair)
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """Return what a row says of it."""
+        return (self.calibration, str(self.drawing), self.effort,
+                self.strategy.criterion.method, self.damping if self.repair else "",
+                "yes" if self.repair else "no")
+
+
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="What is lost on each kind of text.")
-    parser.add_argument("--effort", default=Effort.MEDIUM, choices=list(Effort))
     parser.add_argument("--calibrations", default="wikitext,broad", help="names with commas")
     parser.add_argument("--cuts", default=",".join(CUTS), help="names with commas")
+    parser.add_argument("--efforts", default=Effort.MEDIUM, help=f"of {', '.join(Effort)}")
+    parser.add_argument("--importances", default=Method.OBS, help=f"of {', '.join(Method)}")
+    parser.add_argument("--dampings", default=CHOSEN, help=f"{CHOSEN}, or shares of the energy")
     parser.add_argument("--drawings", default="0", help="of 0 to 3, with commas")
     parser.add_argument("--repaired-only", action="store_true", help="leave the others out")
     arguments = parser.parse_args()
     checkpoint = Checkpoint(resolve_model("smollm2")[1])
     texts = evaluation_windows(checkpoint.path)
     unpruned = losses_on(checkpoint, texts)
-    print(f"{datetime.now(UTC):%Y-%m-%d}; {describe_machine()}; torch {torch.__version__}; "
-          f"effort {arguments.effort}\n")
-    print(f"| cut | calibrated on | drawing | repaired | worst | {' | '.join(texts)} | s |")
-    print("| :-- | :-- | --: | :-- |" + " --: |" * (len(texts) + 2), flush=True)
-    for calibration, drawing in product(arguments.calibrations.split(","),
-                                        map(int, arguments.drawings.split(","))):
-        corpus = corpus_of(calibration, drawing)
+    print(f"{datetime.now(UTC):%Y-%m-%d}; {describe_machine()}; torch {torch.__version__}\n")
+    print("| cut | calibrated on | drawing | effort | importance | damping | repaired | worst | "
+          f"{' | '.join(texts)} | s |")
+    print("| :-- | :-- | --: | :-- | :-- | --: | :-- |" + " --: |" * (len(texts) + 2), flush=True)
+    for way in _ways(arguments):
         for name in arguments.cuts.split(","):
-            cuts = CUTS[name]
-            for repair in (True, False):
-                if not repair and (cuts.components or arguments.repaired_only):
-                    continue  # components are what repair makes of a model
-                began = time.monotonic()
-                with TemporaryDirectory() as scratch:
-                    pruned = cut_by(checkpoint, corpus, cuts, Effort(arguments.effort),
-                                    Path(scratch) / "out", repair=repair)
-                    seconds = time.monotonic() - began
-                    found = increases(pruned, texts, unpruned)
-                worst = max(loss for kind, loss in found.items() if kind != WIKITEXT)
-                cells = [name, calibration, str(drawing), "yes" if repair else "no",
-                         *(f"{loss:.3f}" for loss in (worst, *found.values())), f"{seconds:.0f}"]
-                print(f"| {' | '.join(cells)} |", flush=True)
+            if not way.repair and CUTS[name].components:
+                continue  # components are what repair makes of a model
+            began = time.monotonic()
+            with TemporaryDirectory() as scratch:
+                pruned = cut_by(checkpoint, CUTS[name], way, Path(scratch) / "out")
+                seconds = time.monotonic() - began
+                found = increases(pruned, texts, unpruned)
+            worst = max(loss for kind, loss in found.items() if kind != WIKITEXT)
+            losses = (f"{loss:.3f}" for loss in (worst, *found.values()))
+            cells = [name, *way.cells, *losses, f"{seconds:.0f}"]
+            print(f"| {' | '.join(cells)} |", flush=True)
     return 0
+
+
+def _ways(arguments: argparse.Namespace) -> Iterator[Way]:
+    """Yield every combination that is asked for."""
+    for calibration, drawing, effort, importance, damping in product(
+        arguments.calibrations.split(","), map(int, arguments.drawings.split(",")),
+        map(Effort, arguments.efforts.split(",")), arguments.importances.split(","),
+        arguments.dampings.split(","),
+    ):
+        yield Way(calibration, drawing, effort, importance, damping)
+        if not arguments.repaired_only:
+            yield Way(calibration, drawing, effort, importance, damping, repair=False)
 
 
 def corpus_of(name: str, drawing: int) -> Corpus:
@@ -102,15 +146,14 @@ def evaluation_windows(model: Path) -> dict[str, torch.Tensor]:
     return {kind: windows(found, EVALUATED) for kind, found in tokens.items()}
 
 
-def cut_by(
-    checkpoint: Checkpoint, corpus: Corpus, cuts: Cuts, effort: Effort, directory: Path, *,
-    repair: bool,
-) -> Checkpoint:
-    """Cut a model, and repair it or not."""
-    with TemporaryDirectory() as scratch, Console(stderr=True).status("cutting") as status:
-        Cutting(checkpoint, "smollm2", checkpoint.path / "tokenizer.gguf", corpus,
-                strategy_of("edgeprune", repair=repair), effort, RunDirectory(Path(scratch)),
-                status.update).write(cuts, directory)
+def cut_by(checkpoint: Checkpoint, cuts: Cuts, way: Way, directory: Path) -> Checkpoint:
+    """Cut a model in a way."""
+    fitting = fit if way.damping == CHOSEN else partial(fit, dampings=(float(way.damping),))
+    with (TemporaryDirectory() as scratch, Console(stderr=True).status("cutting") as status,
+          patch("edgeprune.pruning.compress.fit", fitting)):
+        Cutting(checkpoint, "smollm2", checkpoint.path / "tokenizer.gguf",
+                corpus_of(way.calibration, way.drawing), way.strategy, way.effort,
+                RunDirectory(Path(scratch)), status.update).write(cuts, directory)
     return Checkpoint(directory)
 
 
