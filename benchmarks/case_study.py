@@ -20,14 +20,12 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from edgeprune.cost import Cost
-from edgeprune.device.session import open_device
-from edgeprune.device.target import load_target
 from edgeprune.errors import InfeasibleError
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape, shape_of_config
 from edgeprune.planning.bounds import check_demand
 from edgeprune.planning.budget import Metric, parse_budget
+from edgeprune.planning.cost import Cost
 from edgeprune.planning.demand import Demand
 from edgeprune.planning.recipes import joint_plans
 from edgeprune.planning.tables import LossTable
@@ -35,6 +33,8 @@ from edgeprune.planning.widths import least_of, served_components, served_ffn, s
 from edgeprune.profiling.profile import Profile, profile
 from edgeprune.records import write_text
 from edgeprune.report.render import plan_lines
+from edgeprune.target.session import open_device
+from edgeprune.target.target import load_target
 
 HERE = Path(__file__).parent / "llama-3.1-8b"
 QUANT, TOKENS_PER_S, RAM_BYTES = "Q4_K_M", 8.0, 16e9

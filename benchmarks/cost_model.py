@@ -23,15 +23,12 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from edgeprune.cost import Cost
-from edgeprune.device.measure import Workload
-from edgeprune.device.session import Device, open_device
-from edgeprune.device.target import load_target
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.quantization import check_format
 from edgeprune.model.shape import LlamaShape
 from edgeprune.model.source import resolve_model
+from edgeprune.planning.cost import Cost
 from edgeprune.profiling.design import DesignPoint, Pace, design
 from edgeprune.profiling.fit import Point, fit_cost_model
 from edgeprune.profiling.profile import (
@@ -42,6 +39,9 @@ from edgeprune.profiling.profile import (
     try_out,
     typical,
 )
+from edgeprune.target.measure import Workload
+from edgeprune.target.session import Device, open_device
+from edgeprune.target.target import load_target
 from tests.arm import machine as arm
 
 ROOT = Path(__file__).parent.parent

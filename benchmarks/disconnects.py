@@ -22,8 +22,8 @@ from tempfile import TemporaryDirectory
 from rich.progress import track
 
 from benchmarks.host import describe_machine
-from edgeprune.device.session import Device, open_device
 from edgeprune.records import file_digest
+from edgeprune.target.session import Device, open_device
 from tests.sshd import Relay, Server, serve
 
 JOB_S = 1.0

@@ -9,8 +9,8 @@ after `quantize_dynamic(per_channel=True, weight_type=QInt8)`, "float32 head" is
 `MatMulNBitsQuantizer` with the output head, and the embedding, left out. Perplexity is taken on the
 evaluation text, through the runtime of the artifact.
 
-At last the reply of `edgeprune.device.engine_onnx` is timed against onnxruntime-genai's generator
-on the same graph, in turn, each in a process of its own, both with the same threads.
+At last the reply of `edgeprune.on_target.engine_onnx` is timed against onnxruntime-genai's
+generator on the same graph, in turn, each in a process of its own, both with the same threads.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks.host import describe_machine
-from edgeprune.device.engine_onnx import Engine
-from edgeprune.device.interval import ratio_interval
-from edgeprune.device.measure import Measurement, Workload, measure, send
-from edgeprune.device.session import open_device
-from edgeprune.device.target import LOCAL, load_target
 from edgeprune.export.artifact import artifact_name, export
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.onnx_formats import BLOCK
 from edgeprune.model.shape import LlamaShape
 from edgeprune.model.tokenizer import tokenizer_of
-from edgeprune.options import Options
-from edgeprune.pipeline import run
+from edgeprune.on_target.engine_onnx import Engine
 from edgeprune.quality.evaluate import perplexity
+from edgeprune.run.options import Options
+from edgeprune.run.pipeline import run
+from edgeprune.target.interval import ratio_interval
+from edgeprune.target.measure import Measurement, Workload, measure, send
+from edgeprune.target.session import open_device
+from edgeprune.target.target import LOCAL, load_target
 
 FORMATS = ("Q4_K_M", "Q8_0", "onnx:int8", "onnx:int8-dynamic", "onnx:int4")
 OPTIMUM, FLOAT_HEAD = "optimum, dynamic", "onnx:int8, float32 head"

@@ -31,7 +31,6 @@ import torch
 from rich.console import Console
 
 from benchmarks.host import describe_machine
-from edgeprune.cutting import Cutting
 from edgeprune.data import shipped_text
 from edgeprune.data.kinds import shipped_kinds
 from edgeprune.model.checkpoint import Checkpoint
@@ -42,8 +41,9 @@ from edgeprune.pruning.criterion import Method
 from edgeprune.pruning.repair import fit
 from edgeprune.pruning.sample import Windows, windows
 from edgeprune.recovery.held_out import cross_entropy
+from edgeprune.run.cutting import Cutting
+from edgeprune.run.strategies import Strategy, strategy_of
 from edgeprune.rundir import RunDirectory
-from edgeprune.strategies import Strategy, strategy_of
 
 WIKITEXT = "WikiText-2"  # articles of the same corpus are calibrated on: not among the worst
 EVALUATED = Windows(8, 512)

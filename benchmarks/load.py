@@ -2,7 +2,7 @@
 
     python benchmarks/load.py [--arm] [--clients 8] [--seconds 60] [--queue 4]
 
-SmolLM2 (Q4_K_M) is served by `edgeprune.serving.server`, here, or with `--arm` packaged and
+SmolLM2 (Q4_K_M) is served by `edgeprune.on_target.serve.server`, here, or with `--arm` packaged and
 deployed to the emulated machine. Every client asks again as soon as it has its answer, or a second
 after it was told that the queue is full; `--queue` is less than there are clients, so that it is.
 """
@@ -26,10 +26,10 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.host import describe_machine
-from edgeprune.device.target import load_target
 from edgeprune.export.gguf import export_gguf
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.source import resolve_model
+from edgeprune.target.target import load_target
 from tests.arm import machine as arm
 from tests.host import free_port
 from tests.service import describe, tunnel
@@ -106,7 +106,8 @@ def served(model: Path, queue: int) -> Iterator[str]:
     config = model.with_suffix(".json")
     config.write_text(json.dumps({"model": model.name, "name": "smollm2", "version": "1",
                                   "n_ctx": 512, "threads": 2, "queue": queue, "port": port}))
-    process = subprocess.Popen([sys.executable, "-m", "edgeprune.serving.server", str(config)])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edgeprune.on_target.serve.server", str(config)])
     try:
         for _ in range(600):
             try:

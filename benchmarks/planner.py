@@ -23,10 +23,10 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.host import describe_machine, peak_rss_bytes
-from edgeprune.cost import Cost
 from edgeprune.errors import InfeasibleError
 from edgeprune.model.shape import LlamaShape
 from edgeprune.planning.budget import parse_budget, violation
+from edgeprune.planning.cost import Cost
 from edgeprune.planning.exact import gap, solve_exact
 from edgeprune.planning.greedy import make_plan
 from edgeprune.planning.tables import LossTable

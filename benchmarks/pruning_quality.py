@@ -29,9 +29,6 @@ from rich.console import Console
 
 from benchmarks.host import describe_machine, peak_rss_bytes
 from benchmarks.kinds import WIKITEXT, evaluation_windows, increases, losses_on
-from edgeprune.cutting import Cutting
-from edgeprune.device.session import open_device
-from edgeprune.device.target import load_target
 from edgeprune.errors import InfeasibleError
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.source import resolve_model
@@ -40,8 +37,11 @@ from edgeprune.planning.demand import Demand
 from edgeprune.profiling.profile import Profile, profile
 from edgeprune.pruning.calibration import Effort, calibration_corpus
 from edgeprune.report.render import cuts_in_words
+from edgeprune.run.cutting import Cutting
+from edgeprune.run.strategies import STRATEGIES, strategy_of
 from edgeprune.rundir import RunDirectory
-from edgeprune.strategies import STRATEGIES, strategy_of
+from edgeprune.target.session import open_device
+from edgeprune.target.target import load_target
 
 ROOT = Path(__file__).parent.parent
 DEPTH_ONLY = ("uniform", "shortgpt", "sleb", "replaceme")

@@ -26,7 +26,6 @@ from rich.console import Console
 from transformers import AutoTokenizer
 
 from benchmarks.host import describe_machine, peak_rss_bytes
-from edgeprune.cutting import Cutting
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.source import resolve_model
@@ -36,8 +35,9 @@ from edgeprune.recovery.held_out import cross_entropy
 from edgeprune.recovery.recipe import RECIPES, Pruned, Recipe, Recovered
 from edgeprune.recovery.recover import recover
 from edgeprune.recovery.texts import read_examples
+from edgeprune.run.cutting import Cutting
+from edgeprune.run.strategies import strategy_of
 from edgeprune.rundir import RunDirectory
-from edgeprune.strategies import strategy_of
 
 CUTS = Cuts(ffn_channels=512)
 

@@ -27,10 +27,6 @@ from rich.console import Console
 
 from benchmarks.host import describe_machine
 from edgeprune.data.kinds import shipped_kinds
-from edgeprune.device.interval import Interval, ratio_interval
-from edgeprune.device.measure import Workload, measure, send
-from edgeprune.device.session import open_device
-from edgeprune.device.target import LOCAL, load_target
 from edgeprune.export.artifact import export
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.quantization import DEFAULT_FORMAT
@@ -39,6 +35,10 @@ from edgeprune.quality.evaluate import judge_kinds
 from edgeprune.quality.lm import ArtifactLM
 from edgeprune.quality.tasks import task_scores
 from edgeprune.quality.windows import STANDARD, evaluation_kinds, evaluation_text, opened
+from edgeprune.target.interval import Interval, ratio_interval
+from edgeprune.target.measure import Workload, measure, send
+from edgeprune.target.session import open_device
+from edgeprune.target.target import LOCAL, load_target
 
 ROOT = Path(__file__).parent.parent
 WORKLOAD = Workload(n_prompt=32, n_new=100, requests=20)

@@ -21,7 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.host import describe_machine
-from edgeprune.device.ssh import SSHTransport
+from edgeprune.target.ssh import SSHTransport
 from tests.sshd import serve
 
 

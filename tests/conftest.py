@@ -15,12 +15,12 @@ import torch
 from coverage import Coverage
 from hypothesis import HealthCheck, settings
 
-from edgeprune.device.target import LOCAL, Target, load_target
 from edgeprune.export.gguf import export_gguf
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.source import resolve_model
 from edgeprune.model.tokenizer import tokenizer_of
-from edgeprune.stages import MODELS
+from edgeprune.run.stages import MODELS
+from edgeprune.target.target import LOCAL, Target, load_target
 from tests.arm import machine as arm
 from tests.kept import kept
 from tests.sshd import LACKING, Relay, Server, is_installed, serve
@@ -64,7 +64,7 @@ def smollm2_profiles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
     """
     own = tmp_path_factory.getbasetemp()
     profiles = (own if RUN is None else own.parent) / "smollm2-profiles"
-    with kept(profiles / MODELS, "test-scores", ("cutting.py", "data", "model", "pruning"),
+    with kept(profiles / MODELS, "test-scores", ("run/cutting.py", "data", "model", "pruning"),
               versions=(torch.__version__,), without=("statistics",)):
         yield profiles
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from edgeprune.device.target import Target
+from edgeprune.target.target import Target
 from tests.arm import machine as arm
 from tests.host import free_port
 

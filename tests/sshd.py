@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgeprune.device.target import Target
+from edgeprune.target.target import Target
 from tests.host import free_port
 
 PROGRAM = Path("/usr/sbin/sshd")

@@ -13,17 +13,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgeprune.cost import CostModel
-from edgeprune.device.measure import Measurement, _record
-from edgeprune.device.probe import DeviceFacts
-from edgeprune.device.target import Target, load_target
 from edgeprune.errors import EdgePruneError, InputError, UsageError
 from edgeprune.model.shape import LlamaShape, shape_of_config
 from edgeprune.model.source import MOST_ENTRIES, _check_gguf, read_config
 from edgeprune.model.tokenizer import tokenizer_of
+from edgeprune.planning.cost import CostModel
 from edgeprune.planning.greedy import Plan
 from edgeprune.profiling.profile import Profile
 from edgeprune.records import Record
+from edgeprune.target.measure import Measurement, _record
+from edgeprune.target.probe import DeviceFacts
+from edgeprune.target.target import Target, load_target
 from tests.conftest import ROOT
 from tests.tiny import make_tiny
 

@@ -21,11 +21,11 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
-FIRST = ("tests/arm", "tests/test_smollm2.py", "tests/test_pipeline.py", "tests/recovery",
-         "tests/debian/test_deploy.py", "tests/test_strategies.py",
+FIRST = ("tests/arm", "tests/run/test_smollm2.py", "tests/run/test_pipeline.py", "tests/recovery",
+         "tests/debian/test_deploy.py", "tests/run/test_strategies.py",
          "tests/pruning/test_compress.py")
-LAST = ("tests/profiling/test_profile.py::test_the_best_number", "tests/test_formats.py",
-        "tests/test_measured.py")
+LAST = ("tests/profiling/test_profile.py::test_the_best_number", "tests/run/test_onnx_choice.py",
+        "tests/run/test_measured.py")
 RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID")
 
 

@@ -1,8 +1,8 @@
 """The command line: parse, call, print. Nothing else prints and sets exit codes.
 
-Its larger commands are in `edgeprune.cli_*`, what they share in
-`edgeprune.console`. Results go to stdout, progress and errors to stderr. Heavy modules are loaded
-by the command that needs them, so `--help` stays instant.
+Its larger commands are in modules beside this one, what they share in `edgeprune.cli.console`.
+Results go to stdout, progress and errors to stderr. Heavy modules are loaded by the command that
+needs them, so `--help` stays instant.
 """
 
 from __future__ import annotations
@@ -22,15 +22,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from safetensors import SafetensorError
 
-from edgeprune.cli_deploy import deploy, package, rollback, status, undeploy
-from edgeprune.cli_eval import evaluate
-from edgeprune.cli_judge import judge as judge_command
-from edgeprune.cli_plan import plan, profile
-from edgeprune.cli_recover import recover as recover_command
-from edgeprune.cli_serve import serve
-from edgeprune.cli_sparsify import sparsify
-from edgeprune.cli_target import target_app
-from edgeprune.console import (
+from edgeprune.cli.console import (
     AllowLoss,
     AnyQuant,
     AsJson,
@@ -62,6 +54,14 @@ from edgeprune.console import (
     print_table,
     progress,
 )
+from edgeprune.cli.deploy import deploy, package, rollback, status, undeploy
+from edgeprune.cli.eval import evaluate
+from edgeprune.cli.judge import judge as judge_command
+from edgeprune.cli.plan import plan, profile
+from edgeprune.cli.recover import recover as recover_command
+from edgeprune.cli.serve import serve
+from edgeprune.cli.sparsify import sparsify
+from edgeprune.cli.target import target_app
 from edgeprune.errors import EdgePruneError, UsageError
 from edgeprune.model.quantization import DEFAULT_FORMAT
 from edgeprune.records import __version__
@@ -197,10 +197,10 @@ def run(
 
     Another: edgeprune run ./my-llama --target board --budget 'ram < 4 GB' --format onnx:int8
     """
-    from edgeprune.options import Options
-    from edgeprune.pipeline import run as run_pipeline
     from edgeprune.pruning.calibration import effort_of, objective_of
     from edgeprune.report.render import HEADER, before_after, verdict_lines
+    from edgeprune.run.options import Options
+    from edgeprune.run.pipeline import run as run_pipeline
 
     wanted = Options(model=model, target=target, budget=budget, quant=number_format(kind, quant),
                      threads=threads, strategy=strategy, importance=importance,
@@ -246,7 +246,6 @@ def export(
     """
     from tempfile import TemporaryDirectory
 
-    from edgeprune.device.measure import model_bytes
     from edgeprune.export.artifact import export as export_artifact
     from edgeprune.model.checkpoint import Checkpoint
     from edgeprune.model.onnx_formats import FLOAT, GRAPH, is_onnx, is_quantized_onnx
@@ -255,6 +254,7 @@ def export(
     from edgeprune.model.tokenizer import tokenizer_of
     from edgeprune.quality.evaluate import perplexity
     from edgeprune.quality.loss import check_loss, perplexity_as
+    from edgeprune.target.measure import model_bytes
 
     quant = check_format(number_format(kind, quant))
     check_destination(destination, Path(model), holds=GRAPH if is_onnx(quant) else None,
@@ -293,9 +293,9 @@ def bench(
 
     Example: edgeprune bench model-Q4_K_M.gguf --target board --prompt 128 --new 64
     """
-    from edgeprune.device.measure import Workload, bench_file
     from edgeprune.records import Verdict
     from edgeprune.report.render import measurement_rows
+    from edgeprune.target.measure import Workload, bench_file
 
     workload = Workload(n_prompt=prompt, n_new=new, requests=requests)
     with open_with_progress(target, targets) as (device, _):

@@ -191,8 +191,8 @@ def heed_signals() -> None:
 @contextmanager
 def open_with_progress(name: str, targets: Path) -> Iterator[tuple[Any, Callable[[str], None]]]:
     """Open a target for a command, with progress on stderr."""
-    from edgeprune.device.session import open_device
-    from edgeprune.device.target import load_target
+    from edgeprune.target.session import open_device
+    from edgeprune.target.target import load_target
 
     target = load_target(name, targets)
     with progress() as (say, notify):

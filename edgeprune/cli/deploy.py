@@ -9,7 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
-from edgeprune.console import AsJson, TargetName, Targets, open_with_progress, print_table, progress
+from edgeprune.cli.console import (
+    AsJson,
+    TargetName,
+    Targets,
+    open_with_progress,
+    print_table,
+    progress,
+)
 
 Bundle = Annotated[Path, typer.Argument(metavar="BUNDLE_OR_RUN", help=(
     "A directory that `package` has made, or a run directory: its bundle is made first."))]
@@ -175,8 +182,8 @@ def undeploy(
 
 
 def _opened(name: str, targets: Path, notify: Any) -> Any:
-    from edgeprune.device.session import open_device
-    from edgeprune.device.target import load_target
+    from edgeprune.target.session import open_device
+    from edgeprune.target.target import load_target
 
     return open_device(load_target(name, targets), notify=notify)
 
@@ -188,8 +195,8 @@ def _served(
     from edgeprune.deploy.served import served_of_artifact, served_of_run
     from edgeprune.errors import UsageError
     from edgeprune.extras import check_extra
+    from edgeprune.report.artifacts import outcome_of
     from edgeprune.rundir import REQUEST
-    from edgeprune.subject import outcome_of
 
     check_extra("deploy", ("cyclonedx", "prometheus_client"), "packaging")
     if (subject / REQUEST).is_file():

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from edgeprune.console import (
+from edgeprune.cli.console import (
     Against,
     AsJson,
     EvaluationFile,
@@ -54,9 +54,9 @@ def evaluate(
     from edgeprune.quality.evaluate import judge_kinds
     from edgeprune.quality.tasks import task_scores
     from edgeprune.quality.windows import Reading, Text, evaluation_kinds
+    from edgeprune.report.artifacts import subject_of
     from edgeprune.report.evaluation import HEADER, SCORES, quality_line, score_rows, step_rows
     from edgeprune.report.render import KINDS, kind_rows, replies_in_words
-    from edgeprune.subject import subject_of
 
     if stride is not None and stride > context:
         raise UsageError("a stride above the context would leave text out", got=stride,

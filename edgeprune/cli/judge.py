@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from edgeprune.console import Against, AsJson, Judged, JudgeModel, JudgeName, progress
+from edgeprune.cli.console import Against, AsJson, Judged, JudgeModel, JudgeName, progress
 
 
 def judge(
@@ -41,8 +41,8 @@ def judge(
     from edgeprune.errors import UsageError
     from edgeprune.quality.judge import Replying, judge_artifact, read_prompts
     from edgeprune.quality.judges import open_judge
+    from edgeprune.report.artifacts import subject_of
     from edgeprune.report.render import judged_in_words
-    from edgeprune.subject import subject_of
 
     if where is None:
         raise UsageError("there is no judge", remedy="--judge takes a URL or a .gguf file")

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from edgeprune.console import (
+from edgeprune.cli.console import (
     AnyQuant,
     AsJson,
     BudgetText,
@@ -68,11 +68,11 @@ def plan(
 
     Example: edgeprune plan ./my-llama --target board --budget 'decode > 14 tokens/s' --explain
     """
-    from edgeprune.options import Options
-    from edgeprune.pipeline import plan_only
     from edgeprune.pruning.calibration import effort_of, objective_of
     from edgeprune.report.explain import explanation
     from edgeprune.report.render import limits_in_words, plan_lines, predicted_rows
+    from edgeprune.run.options import Options
+    from edgeprune.run.pipeline import plan_only
 
     wanted = Options(model=model, target=target, budget=budget, quant=number_format(kind, quant),
                      threads=threads, strategy=strategy, importance=importance,
@@ -114,10 +114,10 @@ def profile(
     """
     from edgeprune.model.quantization import check_format
     from edgeprune.model.source import shape_of_model
-    from edgeprune.pipeline import set_threads
     from edgeprune.profiling.profile import profile as measure_profile
     from edgeprune.profiling.profile import profile_path
     from edgeprune.report.render import profile_in_words, profile_rows
+    from edgeprune.run.pipeline import set_threads
 
     quant = check_format(number_format(kind, quant))
     with open_with_progress(target, targets) as (device, say):

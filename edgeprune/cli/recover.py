@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from edgeprune.console import AsJson, check_destination, progress
+from edgeprune.cli.console import AsJson, check_destination, progress
 
 Way = Annotated[str, typer.Option("--method", "-m", help=(
     "distill: learn the unpruned model's predictions; sft: learn the text; distill-lora and "
@@ -62,8 +62,8 @@ def recover(
     """
     from edgeprune.model.source import CONFIG
     from edgeprune.recovery.recipe import check_installed, recipe_of
+    from edgeprune.report.artifacts import pruned_of
     from edgeprune.report.recovery import recovery_lines
-    from edgeprune.subject import pruned_of
 
     recipe = recipe_of(method, epochs=epochs, learning_rate=learning_rate, rank=rank, batch=batch,
                        micro_batch=micro_batch, n_tokens=n_tokens, text_weight=text_weight,

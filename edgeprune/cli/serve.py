@@ -39,11 +39,11 @@ def serve(
     """
     from edgeprune.errors import UsageError
     from edgeprune.extras import check_extra
-    from edgeprune.subject import servable_of
+    from edgeprune.report.artifacts import servable_of
 
     check_extra("deploy", NEEDED, "a server")
-    from edgeprune.serving.server import Config, ConfigurationError
-    from edgeprune.serving.server import serve as serve_http
+    from edgeprune.on_target.serve.server import Config, ConfigurationError
+    from edgeprune.on_target.serve.server import serve as serve_http
 
     found = servable_of(artifact)
     config = Config(model=found.artifact, name=found.name, version=__version__,

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from edgeprune.console import (
+from edgeprune.cli.console import (
     AsJson,
     Model,
     Quant,
@@ -50,16 +50,15 @@ def sparsify(
 
     Example: edgeprune sparsify ./my-llama ./my-llama-2-4 --method sparsegpt --pattern 2:4
     """
-    from edgeprune.device.target import load_target
     from edgeprune.model.quantization import check_format
     from edgeprune.sparsity.recipe import check_rows, read_recipe
+    from edgeprune.target.target import load_target
 
     # what is refused at once does not wait for torch
     quant = check_format(quant)
     recipe = read_recipe(method, sparsity, pattern, percdamp=percdamp, blocksize=blocksize)
     where = None if target is None else load_target(target, targets)
 
-    from edgeprune.device.session import open_device
     from edgeprune.model.checkpoint import Checkpoint
     from edgeprune.model.source import CONFIG, resolve_model
     from edgeprune.model.tokenizer import tokenizer_of
@@ -68,6 +67,7 @@ def sparsify(
     from edgeprune.sparsity.render import HEADER, effect_lines, effect_rows
     from edgeprune.sparsity.sparsify import calibration_of
     from edgeprune.sparsity.sparsify import sparsify as write_sparse
+    from edgeprune.target.session import open_device
 
     with progress(quiet=as_json) as (_, notify), ExitStack() as stack:
         directory = resolve_model(model, notify=notify)[1]

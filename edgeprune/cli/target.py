@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from edgeprune.console import AsJson, Targets, open_with_progress
+from edgeprune.cli.console import AsJson, Targets, open_with_progress
 from edgeprune.errors import UsageError
 
 target_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None,
@@ -24,7 +24,7 @@ def target_list(targets: Targets = Path("targets"), as_json: AsJson = False) -> 
 
     Example: edgeprune target list
     """
-    from edgeprune.device.target import list_targets
+    from edgeprune.target.target import list_targets
 
     found = list_targets(targets)
     if as_json:
@@ -49,8 +49,8 @@ def target_check(
 
     Another: edgeprune target check board --artifact model-Q4_K_M.gguf
     """
-    from edgeprune.device.fitness import problems
-    from edgeprune.device.measure import check_fits
+    from edgeprune.target.fitness import problems
+    from edgeprune.target.measure import check_fits
 
     with open_with_progress(name, targets) as (device, say):
         found = list(problems(device.target, device.facts))
@@ -102,9 +102,9 @@ def target_trust(
 
     Example: edgeprune target trust board
     """
-    from edgeprune.device.login import ask_passphrase, shown_key
-    from edgeprune.device.target import load_target
-    from edgeprune.device.trust import check_replaced, check_shown, own_file, pin, pinned
+    from edgeprune.target.login import ask_passphrase, shown_key
+    from edgeprune.target.target import load_target
+    from edgeprune.target.trust import check_replaced, check_shown, own_file, pin, pinned
 
     target = load_target(name, targets)
     if target.is_local:

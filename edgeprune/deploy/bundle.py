@@ -21,8 +21,14 @@ from edgeprune.deploy.manifest import CONFIG, MANIFEST, SIGNATURE, File, Gate, M
 from edgeprune.deploy.sbom import bill_of_materials
 from edgeprune.deploy.served import Served
 from edgeprune.deploy.signing import sign
-from edgeprune.device.probe import DeviceFacts
-from edgeprune.device.runtime import (
+from edgeprune.errors import UsageError
+from edgeprune.on_target.install import MODULES
+from edgeprune.on_target.install.checks import VERSION
+from edgeprune.on_target.install.places import ROOT, VERSIONS
+from edgeprune.quality.windows import opened
+from edgeprune.records import Record, __version__, digest, file_digest, write_text
+from edgeprune.target.probe import DeviceFacts
+from edgeprune.target.runtime import (
     LLAMA_CPP_PYTHON,
     ONNXRUNTIME,
     cpu_flags,
@@ -30,22 +36,17 @@ from edgeprune.device.runtime import (
     runtime_archive,
     server_archive,
 )
-from edgeprune.errors import UsageError
-from edgeprune.installing import MODULES
-from edgeprune.installing.checks import VERSION
-from edgeprune.installing.places import ROOT, VERSIONS
-from edgeprune.quality.windows import opened
-from edgeprune.records import Record, __version__, digest, file_digest, write_text
 
 STEP = 256  # contexts are whole steps of so many tokens
-SERVER = ("serving/__init__.py", "serving/limits.py", "serving/meter.py", "serving/served.py",
-          "serving/server.py", "device/engine_onnx.py")
+INSTALLER = "on_target/install"
+SERVER = ("on_target/serve/__init__.py", "on_target/serve/limits.py", "on_target/serve/meter.py",
+          "on_target/serve/served.py", "on_target/serve/server.py", "on_target/engine_onnx.py")
 TEMPLATES = ("Dockerfile", "MODEL_CARD.md", "edgeprune-model.service", "edgeprune.service",
              "edgeprune.socket", "install.sh", "playbook.yml")
 
 
 class Serving(Record):
-    """How it is served: of `edgeprune.serving.server.Config` what the user may choose."""
+    """How it is served: of `edgeprune.on_target.serve.server.Config` what the user may choose."""
 
     queue: int = 8
     time_limit_s: float = 300.0
@@ -89,7 +90,7 @@ def package(
         for module in SERVER:
             _copy(here / module, part / "server/edgeprune" / module)
         for module in MODULES:
-            _copy(here / "installing" / module, part / "installer/edgeprune/installing" / module)
+            _copy(here / INSTALLER / module, part / "installer/edgeprune" / INSTALLER / module)
         hashes = _hashes(part)
         version = version or digest({path: file.sha256 for path, file in hashes.items()}, serving,
                                     gate, served.name, __version__)[:12]

@@ -1,8 +1,8 @@
 """Deployments: bundles are sent to targets, and what is served there is asked after and changed.
 
 In: a bundle, an open target. Out: what the installer on the target says
-(`edgeprune.installing.installer`). It does the work there, so that a connection that breaks leaves
-nothing half-done: what was begun under the name of an attempt is not begun again.
+(`edgeprune.on_target.install.installer`). It does the work there, so that a connection that breaks
+leaves nothing half-done: what was begun under the name of an attempt is not begun again.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from edgeprune.deploy.manifest import MANIFEST, SIGNATURE, Manifest
-from edgeprune.device.session import Device
-from edgeprune.device.transport import checked
 from edgeprune.errors import DeploymentError, DeviceError, EdgePruneError, InputError
-from edgeprune.installing import MODULES
-from edgeprune.installing.checks import is_runtime, runtime_of, signed_manifest, signers
-from edgeprune.installing.errors import RefusedError
+from edgeprune.on_target.install import MODULES
+from edgeprune.on_target.install.checks import is_runtime, runtime_of, signed_manifest, signers
+from edgeprune.on_target.install.errors import RefusedError
 from edgeprune.records import Record
+from edgeprune.target.session import Device
+from edgeprune.target.transport import checked
 
-MODULE = "edgeprune.installing.installer"
+MODULE = "edgeprune.on_target.install.installer"
 SMALL_BYTES = 2**20  # what is less is sent together
 TIMEOUT_S = 2 * 3600  # a large model loads slowly, and requests that are under way are waited for
 
@@ -174,8 +174,8 @@ def _as_root(device: Device) -> list[str]:
 
 def _ask(device: Device, root: Sequence[str], arguments: Sequence[str]) -> dict[str, Any]:
     """Run the installer on a target; return what it says."""
-    here = Path(str(files("edgeprune.installing")))
-    place = device.put_programs("installer", {f"edgeprune/installing/{name}": here / name
+    here = Path(str(files("edgeprune.on_target.install")))
+    place = device.put_programs("installer", {f"edgeprune/on_target/install/{name}": here / name
                                               for name in MODULES})
     done = device.transport.run(
         [*root, "env", f"PYTHONPATH={place}", "PYTHONDONTWRITEBYTECODE=1", device.target.python,

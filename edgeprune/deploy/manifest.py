@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from edgeprune.device.measure import Workload
 from edgeprune.planning.budget import Metric
 from edgeprune.records import Record
+from edgeprune.target.measure import Workload
 
 MANIFEST, SIGNATURE, CONFIG = "manifest.json", "manifest.json.sig", "config.json"
 # what a server adds to a request that was measured without one, as a share

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeprune.deploy.manifest import Limit
-from edgeprune.device.measure import Workload, model_bytes
-from edgeprune.device.probe import DeviceFacts
 from edgeprune.errors import UsageError
 from edgeprune.planning.budget import Metric, read_budget
+from edgeprune.report.artifacts import servable_of
 from edgeprune.report.outcome import Outcome
 from edgeprune.report.render import HEADER, before_after, plan_lines, verdict_lines
-from edgeprune.subject import servable_of
+from edgeprune.target.measure import Workload, model_bytes
+from edgeprune.target.probe import DeviceFacts
 
 LEAST_MEMORY_BYTES = 2**28  # beyond what was measured, where no budget says how much
 UNKNOWN = "not stated"

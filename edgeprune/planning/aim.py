@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from edgeprune.cost import Cost
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape
 from edgeprune.planning.budget import Budget, Metric, violation
+from edgeprune.planning.cost import Cost
 from edgeprune.planning.widths import Widths, corners, least_of, shape_of, widths_of
 
 # Aim this far below each limit: the prediction's error must not cost a round of correction.

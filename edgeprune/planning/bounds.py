@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from edgeprune.cost import Cost, roofline_token_ms
 from edgeprune.model.shape import LlamaShape
 from edgeprune.planning.budget import Budget, Metric
+from edgeprune.planning.cost import Cost, roofline_token_ms
 from edgeprune.planning.demand import Demand
 from edgeprune.planning.feasible import check_feasible, nearest_shape
 from edgeprune.planning.widths import served_components

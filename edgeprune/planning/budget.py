@@ -1,7 +1,8 @@
 """The budget: what the user demands of the pruned model on the target.
 
 In: text such as `100 tokens at p90 < 2 s, ram < 16 GB`, or a TOML file that holds such text. Out: a
-`Budget`, and from it limits in the units of `edgeprune.cost.Cost`. Pure, but for reading that file.
+`Budget`, and from it limits in the units of `edgeprune.planning.cost.Cost`. Pure, but for reading
+that file.
 
 Grammar (parts joined by commas; blanks and case do not matter):
 
@@ -35,8 +36,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from edgeprune.cost import Cost
 from edgeprune.errors import UsageError, nearest
+from edgeprune.planning.cost import Cost
 from edgeprune.records import Record
 
 DEFAULT_PROMPT, DEFAULT_NEW = 32, 100

@@ -6,9 +6,9 @@ Out: predicted costs of any shape. A record: plans are kept under its hash.
 
 from __future__ import annotations
 
-from edgeprune.cost import Cost, CostModel
 from edgeprune.model.shape import LlamaShape
 from edgeprune.planning.budget import Budget, Metric
+from edgeprune.planning.cost import Cost, CostModel
 from edgeprune.records import Record
 
 

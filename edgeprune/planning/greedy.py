@@ -20,11 +20,11 @@ from dataclasses import dataclass
 
 from pydantic import Field
 
-from edgeprune.cost import Cost
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape
 from edgeprune.planning.aim import MARGIN, Aim, Predict
 from edgeprune.planning.budget import Budget, Metric
+from edgeprune.planning.cost import Cost
 from edgeprune.planning.exact import solve_exact
 from edgeprune.planning.feasible import check_feasible, out_of_reach
 from edgeprune.planning.moves import Kind, Move, moves, why_width

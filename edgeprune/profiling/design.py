@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from edgeprune.device.measure import Workload
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.quantization import K_QUANT_BLOCK, block_widths_below, tensor_bytes
 from edgeprune.model.shape import LlamaShape
+from edgeprune.target.measure import Workload
 
 # Speed depends on shapes, and grows with the layers in a straight line: a few of them suffice.
 MAX_FILE_BYTES = 3 * 2**29

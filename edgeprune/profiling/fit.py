@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from edgeprune.cost import (
+from edgeprune.model.quantization import BLOCKS
+from edgeprune.model.shape import LlamaShape
+from edgeprune.planning.cost import (
     OTHER,
     REPACKED,
     Cost,
@@ -27,8 +29,6 @@ from edgeprune.cost import (
     repack_features,
     token_features,
 )
-from edgeprune.model.quantization import BLOCKS
-from edgeprune.model.shape import LlamaShape
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]

@@ -16,19 +16,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from edgeprune.cost import UBATCH, Cost, CostModel, context_tokens, kv_cache_bytes
-from edgeprune.device.measure import Measurement, Subject, Workload, measure_in_turn
-from edgeprune.device.probe import DeviceFacts
-from edgeprune.device.runner import standard_error
-from edgeprune.device.runtime import LLAMA_CPP_PYTHON, ONNXRUNTIME
-from edgeprune.device.session import Device
 from edgeprune.export.artifact import synthetic
 from edgeprune.model.onnx_formats import is_onnx
 from edgeprune.model.shape import LlamaShape
+from edgeprune.on_target.runner import standard_error
+from edgeprune.planning.cost import UBATCH, Cost, CostModel, context_tokens, kv_cache_bytes
 from edgeprune.profiling.design import DesignPoint, Pace, design, pace_of, reference_shape
 from edgeprune.profiling.fit import Point, fit_cost_model
 from edgeprune.profiling.polish import typical_times
 from edgeprune.records import Record, __version__, digest
+from edgeprune.target.measure import Measurement, Subject, Workload, measure_in_turn
+from edgeprune.target.probe import DeviceFacts
+from edgeprune.target.runtime import LLAMA_CPP_PYTHON, ONNXRUNTIME
+from edgeprune.target.session import Device
 
 # Rounds are measured until times are known to PRECISION (one sigma, of the middle shape), or these
 # are used up: ROUNDS of each block, SECONDS for all of them. On the shared machine edgeprune is

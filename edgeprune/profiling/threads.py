@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from edgeprune.device.measure import Workload, measure_in_turn
-from edgeprune.device.runtime import LLAMA_CPP_PYTHON
-from edgeprune.device.session import Device
 from edgeprune.model.shape import LlamaShape
 from edgeprune.profiling.design import DesignPoint, reference_shape
 from edgeprune.profiling.polish import typical_times
 from edgeprune.profiling.profile import lay_out, try_out
 from edgeprune.records import Record, __version__, digest
+from edgeprune.target.measure import Workload, measure_in_turn
+from edgeprune.target.runtime import LLAMA_CPP_PYTHON
+from edgeprune.target.session import Device
 
 ROUNDS, SECONDS = 12, 60
 WORTH = 0.02  # a further thread must save this share: it takes a core from what else runs there

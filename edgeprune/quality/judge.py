@@ -24,11 +24,11 @@ from pydantic import Field
 
 from edgeprune.data import text_of
 from edgeprune.data.kinds import Message
-from edgeprune.device.interval import Interval
 from edgeprune.errors import InputError
 from edgeprune.quality.reply import reply
 from edgeprune.quality.windows import opened
 from edgeprune.records import Known, Record, digest, file_digest
+from edgeprune.target.interval import Interval
 
 LETTERS = ("A", "B", "C")
 DECIDED = 0.5  # least probability of A, B and C together: below, the judge is not answering

@@ -76,7 +76,7 @@ def check_parity(checkpoint: Checkpoint, artifact: Path) -> None:
     import torch  # noqa: PLC0415
     from transformers import LlamaForCausalLM  # noqa: PLC0415
 
-    from edgeprune.device.engine_onnx import Engine  # noqa: PLC0415
+    from edgeprune.on_target.engine_onnx import Engine  # noqa: PLC0415
 
     tokens = np.random.default_rng(0).integers(0, checkpoint.shape.vocab_size, PROBE).tolist()
     model = LlamaForCausalLM.from_pretrained(checkpoint.path, dtype=torch.float32)

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgeprune.device.measure import Measurement
-from edgeprune.device.probe import DeviceFacts
-from edgeprune.judging import Judgement
 from edgeprune.planning.budget import Budget
 from edgeprune.planning.greedy import Plan
 from edgeprune.quality.evaluate import Kinds
 from edgeprune.quality.judge import Judged
 from edgeprune.records import Record, Verdict
 from edgeprune.recovery.recipe import Recovered
+from edgeprune.report.verdict import Judgement
+from edgeprune.target.measure import Measurement
+from edgeprune.target.probe import DeviceFacts
 
 
 class Figures(Record):
-    """What one artifact does on the target. Memory as in `edgeprune.device.measure.Memory`."""
+    """What one artifact does on the target. Memory as in `edgeprune.target.measure.Memory`."""
 
     latency_p50_ms: float
     latency_p90_ms: float

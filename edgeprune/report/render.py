@@ -10,13 +10,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from edgeprune.cost import Cost, roofline_token_ms
-from edgeprune.device.measure import Measurement
-from edgeprune.device.probe import DeviceFacts
-from edgeprune.judging import Judgement
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape
 from edgeprune.planning.budget import DEFAULT_NEW, DEFAULT_PROMPT, Metric
+from edgeprune.planning.cost import Cost, roofline_token_ms
 from edgeprune.planning.demand import Demand
 from edgeprune.planning.greedy import Plan
 from edgeprune.profiling.profile import Profile
@@ -25,6 +22,9 @@ from edgeprune.quality.judge import Judged
 from edgeprune.records import Verdict, __version__
 from edgeprune.report.outcome import Outcome, figures_of
 from edgeprune.report.recovery import share_in_words
+from edgeprune.report.verdict import Judgement
+from edgeprune.target.measure import Measurement
+from edgeprune.target.probe import DeviceFacts
 
 _MIB = 2**20
 _LINES = (

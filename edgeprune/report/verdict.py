@@ -13,16 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
-from edgeprune.device.interval import (
+from edgeprune.planning.budget import COST_METRICS, Budget, Constraint, Metric
+from edgeprune.records import Record, Verdict
+from edgeprune.target.interval import (
     Interval,
     quantile_interval,
     ratio_interval,
     samples_needed,
     verdict_of,
 )
-from edgeprune.device.measure import Comparison, Measurement
-from edgeprune.planning.budget import COST_METRICS, Budget, Constraint, Metric
-from edgeprune.records import Record, Verdict
+from edgeprune.target.measure import Comparison, Measurement
 
 _TIMES = {Metric.LATENCY: "request_latency_ms", Metric.TTFT: "request_ttft_ms",
           Metric.DECODE: "request_token_ms"}

@@ -3,7 +3,8 @@
     statistics -> importance -> losses -> (a plan) -> cut and repaired checkpoint
 
 In: a checkpoint with its tokenizer, a strategy, an effort, a run directory. Out: losses for a
-planner; plans by any recipe; checkpoints. No target is needed: `edgeprune.stages` has that part.
+planner; plans by any recipe; checkpoints. No target is needed: that part is in
+`edgeprune.run.stages`.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ from edgeprune.pruning.statistics import (
 )
 from edgeprune.pruning.surgery import cut_layers, write_pruned
 from edgeprune.records import digest
+from edgeprune.run.strategies import Repair, Strategy
 from edgeprune.rundir import RunDirectory
-from edgeprune.strategies import Repair, Strategy
 
 
 @dataclass(frozen=True)

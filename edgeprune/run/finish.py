@@ -10,13 +10,9 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from edgeprune.data import text_of
-from edgeprune.device.interval import Interval
-from edgeprune.device.measure import Comparison, Measurement
 from edgeprune.errors import QualityError, UsageError
-from edgeprune.judging import Judgement, judge, judge_quality, verdict
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.onnx_formats import is_quantized_onnx
-from edgeprune.options import Options
 from edgeprune.planning.budget import Budget, Metric
 from edgeprune.planning.greedy import Plan
 from edgeprune.quality.evaluate import Kinds, Quality
@@ -27,8 +23,12 @@ from edgeprune.recovery.recipe import Training, check_installed, recipe_of, shar
 from edgeprune.report.outcome import Outcome, Recovery, figures_of
 from edgeprune.report.recovery import recovery_lines
 from edgeprune.report.render import measured_in_words, report
+from edgeprune.report.verdict import Judgement, judge, judge_quality, verdict
+from edgeprune.run.options import Options
+from edgeprune.run.stages import Stages
 from edgeprune.rundir import OUTCOME
-from edgeprune.stages import Stages
+from edgeprune.target.interval import Interval
+from edgeprune.target.measure import Comparison, Measurement
 
 Say = Callable[[str], None]
 

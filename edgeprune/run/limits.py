@@ -10,19 +10,19 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from edgeprune.cost import Cost
-from edgeprune.device.interval import ratio_interval
-from edgeprune.device.measure import Comparison, Measurement
 from edgeprune.errors import InfeasibleError
-from edgeprune.judging import is_decided, measured_value, measured_values
 from edgeprune.model.shape import LlamaShape
 from edgeprune.planning.aim import MARGIN
 from edgeprune.planning.bounds import check_demand
 from edgeprune.planning.budget import COST_METRICS, MEDIAN, Budget, Metric, value_of, violation
+from edgeprune.planning.cost import Cost
 from edgeprune.planning.demand import Demand
 from edgeprune.profiling.profile import Profile, cost_of
 from edgeprune.report.render import cuts_in_words, profile_in_words
-from edgeprune.stages import Formats, Stages
+from edgeprune.report.verdict import is_decided, measured_value, measured_values
+from edgeprune.run.stages import Formats, Stages
+from edgeprune.target.interval import ratio_interval
+from edgeprune.target.measure import Comparison, Measurement
 
 SAVING_ERROR = 0.12  # of what cuts are predicted to save: the usual margin where that is a quarter
 SURE = 0.015  # of a limit: what an interval of forty requests still leaves open

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from edgeprune.model.onnx_formats import FLOAT, INT8, INT8_DYNAMIC, is_quantized_onnx
 from edgeprune.quality.loss import MOST_LOSS, check_loss, loss_of
-from edgeprune.stages import Stages
+from edgeprune.run.stages import Stages
 
 
 def admitted(stages: Stages, *, allow_loss: bool, say: Callable[[str], None]) -> Stages:

@@ -10,7 +10,7 @@ from pathlib import Path
 from edgeprune.model.quantization import DEFAULT_FORMAT
 from edgeprune.pruning.calibration import Effort, Objective
 from edgeprune.records import Record
-from edgeprune.strategies import DEFAULT_STRATEGY
+from edgeprune.run.strategies import DEFAULT_STRATEGY
 
 
 class Options(Record):
@@ -23,7 +23,7 @@ class Options(Record):
         quant: Number format, one of `edgeprune.model.quantization.FORMATS`, or `auto`.
         threads: CPU threads; `auto` measures which number is best; the target's when None.
         name: Name of the run directory; made from the rest when None.
-        strategy: How the model is cut, one of `edgeprune.strategies.STRATEGIES`.
+        strategy: How the model is cut, one of `edgeprune.run.strategies.STRATEGIES`.
         importance: Another method by which heads and channels are chosen.
         repair: False leaves the weights that stay as they are.
         effort: How much calibration text is looked at.

@@ -3,7 +3,8 @@
     target -> baseline -> profile -> plan -> compress -> export -> bench -> (correct: plan again)
 
 In: `Options`. Out: an `Outcome`, and a run directory with the output of every stage. Stages whose
-inputs are unchanged are not run again (`edgeprune.stages`), so a killed run goes on where it was.
+inputs are unchanged are not run again (`edgeprune.run.stages`), so a killed run goes on where it
+was.
 """
 
 from __future__ import annotations
@@ -14,19 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from edgeprune.demanding import choose_format, median_limits
-from edgeprune.device.measure import Comparison, Measurement, Workload, model_bytes
-from edgeprune.device.session import Device, open_device
-from edgeprune.device.target import load_target
 from edgeprune.errors import DeviceError, InputError, UsageError
-from edgeprune.finishing import Round, check_judge, finish, train_and_finish, training_of
-from edgeprune.formats import admitted
-from edgeprune.judging import Judgement, is_decided, judge, requests_needed, verdict
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.quantization import DEFAULT_FORMAT, check_format
 from edgeprune.model.shape import LlamaShape
 from edgeprune.model.source import resolve_model
-from edgeprune.options import Options
 from edgeprune.planning.aim import MARGIN
 from edgeprune.planning.bounds import check_demand
 from edgeprune.planning.budget import Budget, read_budget
@@ -39,9 +32,17 @@ from edgeprune.quality.windows import check_length, evaluation_kinds
 from edgeprune.records import Record, Verdict
 from edgeprune.report.outcome import Outcome
 from edgeprune.report.render import limits_in_words, measured_in_words, plan_lines
+from edgeprune.report.verdict import Judgement, is_decided, judge, requests_needed, verdict
+from edgeprune.run.finish import Round, check_judge, finish, train_and_finish, training_of
+from edgeprune.run.limits import choose_format, median_limits
+from edgeprune.run.onnx_choice import admitted
+from edgeprune.run.options import Options
+from edgeprune.run.stages import Stages
+from edgeprune.run.strategies import DEFAULT_STRATEGY, STRATEGIES, Strategy, strategy_of
 from edgeprune.rundir import REQUEST, RunDirectory
-from edgeprune.stages import Stages
-from edgeprune.strategies import DEFAULT_STRATEGY, STRATEGIES, Strategy, strategy_of
+from edgeprune.target.measure import Comparison, Measurement, Workload, model_bytes
+from edgeprune.target.session import Device, open_device
+from edgeprune.target.target import load_target
 
 ROUNDS = 3
 REQUESTS, EMULATED_REQUESTS = 10, 6

@@ -1,7 +1,7 @@
 """The stages of a run: for each, what it depends on, what it makes, and where that lies.
 
 In: a checkpoint, an open target, a run directory. Out: records and files, made when they are
-missing or their inputs have changed. The order of the stages is `edgeprune.pipeline`'s.
+missing or their inputs have changed. The order of the stages is `edgeprune.run.pipeline`'s.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from edgeprune.data import shipped_text
-from edgeprune.device.measure import Comparison, Measurement, Workload, measure, send
-from edgeprune.device.session import Device
 from edgeprune.export.artifact import artifact_name, export, metadata_bytes
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import Cuts, kept_layers
@@ -39,11 +37,13 @@ from edgeprune.quality.loss import check_loss, perplexity_as
 from edgeprune.quality.windows import EACH, SHORT_EACH, TWO_EACH, Text
 from edgeprune.records import Record, digest, file_digest
 from edgeprune.recovery.recipe import Pruned, Recovered, Training
+from edgeprune.run.strategies import Strategy
 from edgeprune.rundir import MODEL, RECOVERED, RunDirectory, SharedDirectory
-from edgeprune.strategies import Strategy
+from edgeprune.target.measure import Comparison, Measurement, Workload, measure, send
+from edgeprune.target.session import Device
 
 if TYPE_CHECKING:
-    from edgeprune.cutting import Cutting
+    from edgeprune.run.cutting import Cutting
 
 # Requests of a comparison that says too little are added to, up to so many times the first number.
 MOST = 4
@@ -125,7 +125,7 @@ class Stages:
     @cached_property
     def cutting(self) -> Cutting:
         """What is done to the weights; what they are worth is one thing for all runs."""
-        from edgeprune.cutting import Cutting  # noqa: PLC0415 - loads torch, which is heavy
+        from edgeprune.run.cutting import Cutting  # noqa: PLC0415 - loads torch, which is heavy
 
         key = digest(self.model_key, self.calibration.digest, self.effort.fitting,
                      self.effort.scoring)

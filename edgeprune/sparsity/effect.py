@@ -13,15 +13,15 @@ from typing import NamedTuple
 import gguf
 import numpy as np
 
-from edgeprune.device.interval import Interval, ratio_interval
-from edgeprune.device.measure import Comparison, Workload, measure, send
-from edgeprune.device.session import Device
 from edgeprune.export.gguf import export_gguf, interleave_rope_rows
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.layout import gguf_name
 from edgeprune.quality.evaluate import perplexity
 from edgeprune.records import Record
 from edgeprune.sparsity.recipe import Recipe, sparse_matrices
+from edgeprune.target.interval import Interval, ratio_interval
+from edgeprune.target.measure import Comparison, Workload, measure, send
+from edgeprune.target.session import Device
 
 Notify = Callable[[str], None]
 

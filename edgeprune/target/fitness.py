@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from edgeprune.device.probe import DeviceFacts
-from edgeprune.device.runtime import check_supported
-from edgeprune.device.target import Target
 from edgeprune.errors import DeviceError
+from edgeprune.target.probe import DeviceFacts
+from edgeprune.target.runtime import check_supported
+from edgeprune.target.target import Target
 
 OLDEST_PYTHON = (3, 9)
 CLOCK_LIMIT_S = 24 * 3600

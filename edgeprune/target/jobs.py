@@ -1,7 +1,8 @@
 """Jobs on a target: begun, waited for, fetched; they outlive the connection and their host.
 
-In: what a job is to do (`edgeprune.device.runner`). Out: its result. A job that a killed edgeprune
-of this machine left running is gone on with when it is the one that is wanted, and ended when not.
+In: what a job is to do (`edgeprune.on_target.runner`). Out: its result. A job that a killed
+edgeprune of this machine left running is gone on with when it is the one that is wanted, and ended
+when not.
 One job runs at a time: the agent's lock sees to it.
 """
 
@@ -22,10 +23,10 @@ from typing import Any, NamedTuple
 
 from pydantic import Field, ValidationError
 
-from edgeprune.device.agent import BUSY, start_time
-from edgeprune.device.transport import Transport, checked
 from edgeprune.errors import ConnectionLost, DeviceError
+from edgeprune.on_target.agent import BUSY, start_time
 from edgeprune.records import Record, digest
+from edgeprune.target.transport import Transport, checked
 
 LIMIT_S = 3 * 3600
 SILENT_S = 60  # without a heartbeat, before the user hears of it
@@ -74,7 +75,7 @@ class Holder(Record):
 
 
 class State(Record):
-    """The agent's answer to `wait`; see `edgeprune.device.agent.state_of`."""
+    """The agent's answer to `wait`; see `edgeprune.on_target.agent.state_of`."""
 
     state: str = Field(pattern="^(done|running|lost)$")
     requests: int = Field(ge=0)

@@ -1,7 +1,7 @@
 """Connections to a target: through hops, to a host whose key is trusted, by the user's keys.
 
 In: a `Target`. Out: an open paramiko client, or a `DeviceError` with the remedy. A host key that is
-not known is refused, and so is one that has changed (`edgeprune.device.trust`).
+not known is refused, and so is one that has changed (`edgeprune.target.trust`).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import NamedTuple
 
 import paramiko
 
-from edgeprune.device.aside import aside
-from edgeprune.device.route import Route, hop_of, route_of
-from edgeprune.device.target import Target
-from edgeprune.device.trust import changed_key, known_keys
 from edgeprune.errors import ConnectionLost, DeviceError
+from edgeprune.target.aside import aside
+from edgeprune.target.route import Route, hop_of, route_of
+from edgeprune.target.target import Target
+from edgeprune.target.trust import changed_key, known_keys
 
 PASSPHRASE = "EDGEPRUNE_KEY_PASSPHRASE"  # noqa: S105 - where one may be
 _MOST_HOPS = 8

@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from edgeprune.cost import UBATCH
-from edgeprune.device.fitness import check_ram
-from edgeprune.device.session import Device
-from edgeprune.device.transport import check_free
 from edgeprune.errors import DeviceError, InputError
 from edgeprune.model.onnx_formats import GRAPH
 from edgeprune.model.source import is_gguf
+from edgeprune.planning.cost import UBATCH
 from edgeprune.records import Record
+from edgeprune.target.fitness import check_ram
+from edgeprune.target.session import Device
+from edgeprune.target.transport import check_free
 
 BUSY_LIMIT = 0.10  # share of all CPU time that others may use before a measurement is doubted
 ATTEMPTS = 3  # on a busy machine
@@ -161,7 +161,7 @@ class Subject(NamedTuple):
 
     Attributes:
         model: As the agent takes it: `{"path": ...}` or `{"header": ..., "size_bytes": ...}`, for
-            ONNX with `"format": "onnx"` (`edgeprune.device.runner`).
+            ONNX with `"format": "onnx"` (`edgeprune.on_target.runner`).
         file_bytes: Size of the whole model.
         workload: Its own requests, where they are not those of all; how many is for all the same.
         threads: Its own number of CPU threads, where it is not the target's.

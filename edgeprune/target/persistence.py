@@ -11,14 +11,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from edgeprune.device.transport import (
+from edgeprune.errors import ConnectionLost
+from edgeprune.target.transport import (
     MOST_OUTPUT_BYTES,
     Completed,
     Progress,
     Transport,
     no_progress,
 )
-from edgeprune.errors import ConnectionLost
 
 PATIENCE_S = 300  # without anything achieved: a board restarts in less
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 15.0

@@ -13,9 +13,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from edgeprune.device.transport import Transport
 from edgeprune.errors import DeviceError
 from edgeprune.records import Record
+from edgeprune.target.transport import Transport
 
 _CACHES = "/sys/devices/system/cpu/cpu0/cache"
 # Of the work directory, or of what there is of the way to it.

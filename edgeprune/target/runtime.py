@@ -22,10 +22,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from edgeprune.cache import cache_directory
-from edgeprune.device.probe import DeviceFacts, parse_cpuinfo
-from edgeprune.device.transport import Transport, check_room, checked, rename, sending
 from edgeprune.errors import DeviceError, EdgePruneError
 from edgeprune.records import digest, file_digest
+from edgeprune.target.probe import DeviceFacts, parse_cpuinfo
+from edgeprune.target.transport import Transport, check_room, checked, rename, sending
 
 Notify = Callable[[str], None]
 LLAMA_CPP_PYTHON = "0.3.36"

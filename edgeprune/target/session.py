@@ -16,13 +16,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from edgeprune.device.fitness import check_usable
-from edgeprune.device.jobs import Jobs
-from edgeprune.device.persistence import PersistentTransport
-from edgeprune.device.probe import DeviceFacts, probe
-from edgeprune.device.runtime import Notify, onnx_archive, provision, runtime_archive
-from edgeprune.device.target import Target
-from edgeprune.device.transport import (
+from edgeprune.errors import DeviceError
+from edgeprune.records import digest, file_digest
+from edgeprune.target.fitness import check_usable
+from edgeprune.target.jobs import Jobs
+from edgeprune.target.persistence import PersistentTransport
+from edgeprune.target.probe import DeviceFacts, probe
+from edgeprune.target.runtime import Notify, onnx_archive, provision, runtime_archive
+from edgeprune.target.target import Target
+from edgeprune.target.transport import (
     LocalTransport,
     Transport,
     check_room,
@@ -30,8 +32,6 @@ from edgeprune.device.transport import (
     rename,
     sending,
 )
-from edgeprune.errors import DeviceError
-from edgeprune.records import digest, file_digest
 
 POLL_S, LOCAL_POLL_S = 20, 5
 PROGRAMS = ("agent.py", "runner.py", "engine_llama.py", "engine_onnx.py")
@@ -65,7 +65,7 @@ class Device:
         """Put agent and runtime on the target; return the directory for PYTHONPATH.
 
         Raises:
-            DeviceError: The target cannot be used (`edgeprune.device.fitness`).
+            DeviceError: The target cannot be used (`edgeprune.target.fitness`).
         """
         check_usable(self.target, self.facts)
         self.jobs()
@@ -81,7 +81,7 @@ class Device:
             checked(self.transport, ["mkdir", "-p", f"{self.work}/models", f"{self.work}/jobs"])
             checked(self.transport, ["find", f"{self.work}/models", "-name", "*.part", "-mtime",
                                      f"+{OLD_PART_DAYS}", "-delete"])
-            here = Path(str(files("edgeprune.device")))
+            here = Path(str(files("edgeprune.on_target")))
             self._programs = self.put_programs("agent", {name: here / name for name in PROGRAMS})
         return Jobs(self.transport, self.target.name, self.work, self._python,
                     f"{self._programs}/agent.py", self.notify,
@@ -223,6 +223,6 @@ def connect_to(target: Target, notify: Notify) -> Transport:
     """Open the transport that a target asks for."""
     if target.is_local:
         return LocalTransport()
-    from edgeprune.device.ssh import SSHTransport  # noqa: PLC0415 - paramiko is not for --help
+    from edgeprune.target.ssh import SSHTransport  # noqa: PLC0415 - paramiko is not for --help
 
     return PersistentTransport(SSHTransport(target), notify)

@@ -1,7 +1,7 @@
 """The SSH transport, on paramiko.
 
 In: a `Target` with a host. Out: a `Transport`. How it is reached, trusted and logged in to is
-`edgeprune.device.login`'s. This is the one place where an argv becomes a shell string.
+`edgeprune.target.login`'s. This is the one place where an argv becomes a shell string.
 
 A file arrives as `NAME.CONTENT.part`, CONTENT being of its sha256: what arrived of it before is not
 sent again, whoever sent it. The target hashes what it takes, compares the whole file's sha256, sees
@@ -22,18 +22,18 @@ from pathlib import Path
 
 import paramiko
 
-from edgeprune.device.aside import aside
-from edgeprune.device.login import Ask, Login, ask_passphrase, log_in
-from edgeprune.device.target import Target
-from edgeprune.device.transport import (
+from edgeprune.errors import ConnectionLost, DeviceError
+from edgeprune.records import file_digest
+from edgeprune.target.aside import aside
+from edgeprune.target.login import Ask, Login, ask_passphrase, log_in
+from edgeprune.target.target import Target
+from edgeprune.target.transport import (
     MOST_OUTPUT_BYTES,
     Completed,
     Progress,
     checked,
     no_progress,
 )
-from edgeprune.errors import ConnectionLost, DeviceError
-from edgeprune.records import file_digest
 
 CHUNK_BYTES = 32768
 STALL_S = 120  # without a byte taken

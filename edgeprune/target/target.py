@@ -23,7 +23,7 @@ class Target(Record):
 
     Paths may begin with `~`: `key`, `known_hosts` and `ssh_config` are on this machine,
     `work_directory` and `python` on the target. What of host, port, user and key is not told is as
-    `~/.ssh/config` says (`edgeprune.device.route`).
+    `~/.ssh/config` says (`edgeprune.target.route`).
     """
 
     name: str

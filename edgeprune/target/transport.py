@@ -1,7 +1,7 @@
 """Transports: how commands and files reach a target.
 
 In: argv lists and paths. Out: what the command printed, files copied. `LocalTransport` runs
-processes here, `SSHTransport` (in `edgeprune.device.ssh`) over SSH, `FakeTransport` answers from a
+processes here, `SSHTransport` (in `edgeprune.target.ssh`) over SSH, `FakeTransport` answers from a
 table, for tests. Relative remote paths are relative to the user's home directory.
 """
 
@@ -40,7 +40,7 @@ class Transport(Protocol):
     """What every way to a target can do. Raises `DeviceError` when the way itself fails.
 
     It is a `ConnectionLost` where trying again may help: every command that edgeprune runs on a
-    target may be run twice (`edgeprune.device.persistence`).
+    target may be run twice (`edgeprune.target.persistence`).
     """
 
     def run(self, argv: Sequence[str], *, timeout_s: float = 60) -> Completed:

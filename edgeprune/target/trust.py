@@ -10,10 +10,10 @@ from pathlib import Path
 
 import paramiko
 
-from edgeprune.device.route import Route
-from edgeprune.device.target import Target
 from edgeprune.errors import DeviceError
 from edgeprune.records import write_text
+from edgeprune.target.route import Route
+from edgeprune.target.target import Target
 
 
 def known_keys(target: Target | None, route: Route) -> paramiko.HostKeys:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from edgeprune.device.target import Target
 from edgeprune.records import file_digest
+from edgeprune.target.target import Target
 from tests.arm import machine as arm
 from tests.conftest import PROFILES
 from tests.kept import kept
@@ -31,6 +31,6 @@ def _kept_profile(arm_target: Target) -> Iterator[None]:
     They take the emulator three to five minutes each.
     """
     with kept(Path(os.environ[PROFILES]) / arm_target.name, "test-profiles",
-              ("cost.py", "device", "export", "model", "profiling"),
+              ("planning/cost.py", "target", "on_target", "export", "model", "profiling"),
               versions=[file_digest(Path(arm.__file__))]):
         yield

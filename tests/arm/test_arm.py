@@ -18,11 +18,11 @@ from typing import Any
 import httpx
 import pytest
 
-from edgeprune.device.session import Device, open_device
-from edgeprune.device.ssh import SSHTransport
-from edgeprune.device.target import Target
-from edgeprune.device.transport import checked
 from edgeprune.errors import DeviceError
+from edgeprune.target.session import Device, open_device
+from edgeprune.target.ssh import SSHTransport
+from edgeprune.target.target import Target
+from edgeprune.target.transport import checked
 from tests.arm.machine import Machine
 from tests.conftest import ROOT, Cli, cli_argv
 from tests.service import describe, tunnel
@@ -122,7 +122,7 @@ def test_smollm2_holds_a_budget_on_the_arm_machine(
     cli: Cli, arm_target: Target, ssh: SSHTransport, tmp_path: Path
 ) -> None:
     # on one thread, and slack enough that what runs beside the emulator decides nothing; what is
-    # cut is not this machine's affair (`tests/test_measured.py` has the usual strategy), so the
+    # cut is not this machine's affair (`tests/run/test_measured.py` has the usual strategy), so the
     # quickest one
     arguments = ("run", "smollm2", "--target", arm_target.name, *TARGETS, "--name", "r",
                  "--budget", "4 tokens after 4 < 90%, size < 70%", "--strategy", "uniform",

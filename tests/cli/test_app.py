@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeprune.cli import INTERRUPTED
+from edgeprune.cli.app import INTERRUPTED
 from edgeprune.errors import EdgePruneError
 from edgeprune.records import Verdict
 from tests.conftest import Cli, run_cli
@@ -44,7 +44,7 @@ def test_every_command_has_help_with_an_example(cli: Cli, command: list[str]) ->
 
 
 def test_help_loads_nothing_heavy() -> None:
-    code = ("import sys\nfrom edgeprune.cli import main\nmain(['--help'])\n"
+    code = ("import sys\nfrom edgeprune.cli.app import main\nmain(['--help'])\n"
             "heavy = {'torch', 'transformers', 'scipy', 'paramiko', 'llama_cpp', 'trl'}\n"
             "sys.exit(len(heavy & set(sys.modules)))")
     assert subprocess.run([sys.executable, "-c", code], check=False,
@@ -62,7 +62,7 @@ def test_help_loads_nothing_heavy() -> None:
 def test_what_is_refused_at_once_does_not_wait_for_torch(
     tmp_path: Path, arguments: tuple[str, ...]
 ) -> None:
-    code = ("import sys\nfrom edgeprune.cli import main\n"
+    code = ("import sys\nfrom edgeprune.cli.app import main\n"
             "refused = main(sys.argv[1:])\n"
             "sys.exit(99 if 'torch' in sys.modules else refused)")
     done = subprocess.run([sys.executable, "-c", code, *arguments], check=False, cwd=tmp_path,
@@ -75,7 +75,7 @@ def test_what_is_refused_at_once_does_not_wait_for_torch(
 def test_an_interrupt_is_not_lost_where_nothing_can_be_raised(name: str, slow_s: float) -> None:
     """Nor where the machine is so slow that it is given again before it can be raised."""
     code = ("import ctypes, os, signal, time\n"
-            "from edgeprune.console import heed_signals\n"
+            "from edgeprune.cli.console import heed_signals\n"
             # what a shell starts in the background ignores it
             "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             f"set, waits = signal.setitimer, [{slow_s}]\n"

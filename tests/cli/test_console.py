@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeprune.console import check_destination, number_format
+from edgeprune.cli.console import check_destination, number_format
 from edgeprune.errors import UsageError
 from edgeprune.model.quantization import DEFAULT_FORMAT
 

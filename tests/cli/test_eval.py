@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.test_app import assert_one_line
 from tests.conftest import Cli
-from tests.test_cli import assert_one_line
 from tests.tiny import make_tiny
 
 pytestmark = pytest.mark.slow

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from edgeprune.device.target import Target
+from edgeprune.target.target import Target
 from tests.debian.container import Container, boot, lacking
 
 

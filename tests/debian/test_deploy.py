@@ -24,14 +24,14 @@ import pytest
 from edgeprune.deploy.bundle import Serving, package
 from edgeprune.deploy.served import served_of_artifact
 from edgeprune.deploy.signing import own_key, sign
-from edgeprune.device.probe import DeviceFacts
-from edgeprune.device.session import open_device
-from edgeprune.device.target import Target
+from edgeprune.target.probe import DeviceFacts
+from edgeprune.target.session import open_device
+from edgeprune.target.target import Target
+from tests.cli.test_app import assert_one_line
 from tests.conftest import Cli
 from tests.debian.container import Container
 from tests.host import require_free_port
 from tests.service import SERVICE, describe
-from tests.test_cli import assert_one_line
 
 pytestmark = pytest.mark.debian
 

@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from edgeprune.device.measure import Workload, bench_file
-from edgeprune.device.session import Device, open_device
-from edgeprune.device.target import Target
-from edgeprune.device.transport import checked
 from edgeprune.errors import ConnectionLost, DeviceError
 from edgeprune.records import file_digest
+from edgeprune.target.measure import Workload, bench_file
+from edgeprune.target.session import Device, open_device
+from edgeprune.target.target import Target
+from edgeprune.target.transport import checked
 from tests.debian.container import Container
 from tests.sshd import Relay
 

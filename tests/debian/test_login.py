@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from edgeprune.device.login import PASSPHRASE
-from edgeprune.device.ssh import SSHTransport
-from edgeprune.device.target import Target, load_target
-from edgeprune.device.transport import checked
 from edgeprune.errors import DeviceError
+from edgeprune.target.login import PASSPHRASE
+from edgeprune.target.ssh import SSHTransport
+from edgeprune.target.target import Target, load_target
+from edgeprune.target.transport import checked
+from tests.cli.test_app import assert_one_line
 from tests.conftest import Cli
-from tests.test_cli import assert_one_line
 
 pytestmark = pytest.mark.debian
 

@@ -9,7 +9,7 @@ import pytest
 from edgeprune.deploy.bundle import Serving, package
 from edgeprune.deploy.served import Served, served_of_artifact
 from edgeprune.deploy.signing import own_key
-from edgeprune.device.probe import DeviceFacts
+from edgeprune.target.probe import DeviceFacts
 
 # the emulated machine's, so that its runtime is built once for all tests
 ARM = DeviceFacts(

@@ -16,13 +16,13 @@ from edgeprune.deploy.known import known_answer, timed_prompts
 from edgeprune.deploy.manifest import MANIFEST, Manifest
 from edgeprune.deploy.served import UNKNOWN, Served, licence_of, served_of_artifact
 from edgeprune.deploy.signing import public_key
-from edgeprune.device.measure import Workload
 from edgeprune.errors import InputError, UsageError
 from edgeprune.export.gguf import export_gguf
-from edgeprune.installing.checks import signed_manifest, signers
 from edgeprune.model.checkpoint import Checkpoint
+from edgeprune.on_target.install.checks import signed_manifest, signers
 from edgeprune.quality.windows import opened
 from edgeprune.records import file_digest
+from edgeprune.target.measure import Workload
 from tests.deploy.conftest import ARM
 
 

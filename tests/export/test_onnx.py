@@ -13,7 +13,6 @@ import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from transformers import LlamaForCausalLM
 
-from edgeprune.device.engine_onnx import Engine, fill
 from edgeprune.errors import InputError
 from edgeprune.export.artifact import synthetic
 from edgeprune.export.graph import graph_of
@@ -22,9 +21,10 @@ from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.onnx import OnnxModel
 from edgeprune.model.onnx_formats import ONNX_FORMATS, tensor_bytes
 from edgeprune.model.shape import LlamaShape
-from tests.device.test_agent import _start, _wait
+from edgeprune.on_target.engine_onnx import Engine, fill
 from tests.export.test_gguf import CUTS, TOKENS, cut
 from tests.model.test_shape import LLAMA_31_8B
+from tests.on_target.test_agent import _start, _wait
 from tests.tiny import hf_logits, make_tiny
 
 

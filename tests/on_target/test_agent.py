@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from edgeprune.device import agent, runner
 from edgeprune.export.gguf import export_gguf
 from edgeprune.model.checkpoint import Checkpoint
+from edgeprune.on_target import agent, runner
 from tests.tiny import make_tiny
 
 SOURCE = Path(agent.__file__)

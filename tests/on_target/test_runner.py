@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeprune.device import runner
-from tests.device.test_agent import _bench, _start, _wait
+from edgeprune.on_target import runner
+from tests.on_target.test_agent import _bench, _start, _wait
 
 
 def _result(job: Path, **spec: Any) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def test_the_standard_error_is_that_of_medians_and_heeds_no_drift_of_all_models(
 
 
 def test_memory_is_what_a_process_has_and_what_it_once_had() -> None:
-    code = ("import json; from edgeprune.device.runner import memory_of_self\n"
+    code = ("import json; from edgeprune.on_target.runner import memory_of_self\n"
             "told = [memory_of_self()]; held = b'x' * 2**26; told.append(memory_of_self())\n"
             "del held; print(json.dumps([*told, memory_of_self()]))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

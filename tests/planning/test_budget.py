@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeprune.cost import Cost
 from edgeprune.errors import UsageError
 from edgeprune.planning.budget import (
     COST_METRICS,
@@ -19,6 +18,7 @@ from edgeprune.planning.budget import (
     value_of,
     violation,
 )
+from edgeprune.planning.cost import Cost
 
 BASE = {Metric.LATENCY: 4000.0, Metric.TTFT: 400.0, Metric.DECODE: 40.0, Metric.RAM: 2e9,
         Metric.SIZE: 1e9}

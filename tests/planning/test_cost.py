@@ -9,7 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeprune.cost import (
+from edgeprune.model.layout import file_bytes
+from edgeprune.model.quantization import FORMATS, HEAD, tensor_types, weights_read
+from edgeprune.model.quantization import stored_bytes as stored
+from edgeprune.model.shape import LlamaShape
+from edgeprune.planning.cost import (
     METRICS,
     Cost,
     CostModel,
@@ -23,10 +27,6 @@ from edgeprune.cost import (
     uncached,
     warming,
 )
-from edgeprune.model.layout import file_bytes
-from edgeprune.model.quantization import FORMATS, HEAD, tensor_types, weights_read
-from edgeprune.model.quantization import stored_bytes as stored
-from edgeprune.model.shape import LlamaShape
 
 SMOLLM2 = LlamaShape(hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
                      num_attention_heads=9, num_key_value_heads=3, head_dim=64, vocab_size=49152,

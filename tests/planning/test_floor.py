@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeprune.cost import Cost
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape
 from edgeprune.planning.budget import parse_budget
+from edgeprune.planning.cost import Cost
 from edgeprune.planning.exact import solve_exact
 from edgeprune.planning.greedy import make_plan
 from edgeprune.planning.moves import Kind, moves, moves_back

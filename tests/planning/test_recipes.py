@@ -7,11 +7,11 @@ from itertools import pairwise
 
 import pytest
 
-from edgeprune.cost import CostModel
 from edgeprune.errors import InfeasibleError
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape
 from edgeprune.planning.budget import parse_budget, violation
+from edgeprune.planning.cost import CostModel
 from edgeprune.planning.demand import Demand
 from edgeprune.planning.feasible import check_feasible, nearest_shape
 from edgeprune.planning.greedy import Plan

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from edgeprune.cost import Cost
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape
 from edgeprune.planning.budget import parse_budget, violation
+from edgeprune.planning.cost import Cost
 from edgeprune.planning.exact import solve_exact
 from edgeprune.planning.greedy import make_plan
 from edgeprune.planning.refine import CANDIDATES, PASSES

@@ -6,11 +6,11 @@ from itertools import combinations
 
 from hypothesis import strategies as st
 
-from edgeprune.cost import Cost
 from edgeprune.errors import InfeasibleError
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape
 from edgeprune.planning.budget import Metric, parse_budget
+from edgeprune.planning.cost import Cost
 from edgeprune.planning.exact import Solution, solve_exact
 from edgeprune.planning.greedy import Plan, make_plan
 from edgeprune.planning.tables import LossTable, Score

@@ -10,7 +10,7 @@ from edgeprune.profiling.design import MAX_FILE_BYTES, Pace, design, pace_of, re
 from edgeprune.profiling.profile import blocks_of
 from edgeprune.profiling.threads import candidates, choose
 from tests.model.test_shape import LLAMA_31_8B
-from tests.test_cost import SMOLLM2
+from tests.planning.test_cost import SMOLLM2
 
 PACE = Pace(32, 256, 32)
 

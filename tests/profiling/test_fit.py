@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeprune.cost import METRICS, REPACKED, CostModel
 from edgeprune.model.shape import LlamaShape
+from edgeprune.planning.cost import METRICS, REPACKED, CostModel
 from edgeprune.profiling.design import Pace, design
 from edgeprune.profiling.fit import Point, fit_cost_model
-from tests.test_cost import SMOLLM2, machine
+from tests.planning.test_cost import SMOLLM2, machine
 
 PACE = Pace(32, 256, 32)
 

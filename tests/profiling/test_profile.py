@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from edgeprune.device.session import Device, open_device
-from edgeprune.device.target import Target
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.profiling.design import design, pace_of
 from edgeprune.profiling.profile import (
@@ -24,7 +22,9 @@ from edgeprune.profiling.profile import (
     try_out,
 )
 from edgeprune.profiling.threads import best_threads, candidates, choose
-from tests.device.test_measure import measurement
+from edgeprune.target.session import Device, open_device
+from edgeprune.target.target import Target
+from tests.target.test_measure import measurement
 
 RECORDED = Path(__file__).parent.parent.parent / "benchmarks/llama-3.1-8b/profile.json"
 SECONDS = 2  # what is tested is not how well times are known

@@ -17,8 +17,8 @@ from edgeprune.model.tokenizer import tokenizer_of
 from edgeprune.pruning.surgery import prune
 from edgeprune.quality.evaluate import Quality
 from edgeprune.quality.loss import check_loss, check_parity, loss_of, perplexity_as
+from tests.cli.test_app import assert_one_line
 from tests.conftest import Cli
-from tests.test_cli import assert_one_line
 
 
 def quality(perplexity: float) -> Quality:
@@ -80,4 +80,5 @@ def test_what_loses_too_much_is_refused_with_the_figure_and_can_be_had_all_the_s
     assert sorted(tmp_path.iterdir()) == before
     done = cli(*dynamic, "--allow-quality-loss")
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "model/model.onnx").is_file()  # onnx:int8 may be had: tests/test_smollm2.py
+    # onnx:int8 may be had: tests/run/test_smollm2.py
+    assert (tmp_path / "model/model.onnx").is_file()

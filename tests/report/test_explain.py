@@ -7,8 +7,8 @@ from edgeprune.planning.demand import Demand
 from edgeprune.planning.greedy import Plan, make_plan
 from edgeprune.planning.recipes import joint_plans
 from edgeprune.report.explain import explanation
+from tests.planning.test_cost import SMOLLM2, machine
 from tests.planning.worlds import even_table
-from tests.test_cost import SMOLLM2, machine
 
 
 def explained(text: str) -> tuple[Plan, list[str]]:

@@ -7,14 +7,10 @@ from typing import Any
 
 import pytest
 
-from edgeprune.cost import Cost
-from edgeprune.device.interval import Interval
-from edgeprune.device.measure import Memory
-from edgeprune.device.probe import facts_of
-from edgeprune.judging import Judgement
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape
 from edgeprune.planning.budget import Metric, parse_budget
+from edgeprune.planning.cost import Cost
 from edgeprune.planning.greedy import Plan, Step
 from edgeprune.planning.moves import Kind, Move
 from edgeprune.quality.evaluate import Divergence, Kinds
@@ -34,8 +30,12 @@ from edgeprune.report.render import (
     report,
     verdict_lines,
 )
-from tests.device.test_measure import measurement
-from tests.device.test_probe import PI5, QEMU
+from edgeprune.report.verdict import Judgement
+from edgeprune.target.interval import Interval
+from edgeprune.target.measure import Memory
+from edgeprune.target.probe import facts_of
+from tests.target.test_measure import measurement
+from tests.target.test_probe import PI5, QEMU
 
 SHAPE = LlamaShape(hidden_size=64, intermediate_size=96, num_hidden_layers=4,
                    num_attention_heads=4, num_key_value_heads=2, head_dim=16, vocab_size=128)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgeprune.device.measure import Comparison, Measurement, Memory
-from edgeprune.judging import (
+from edgeprune.planning.budget import Metric, parse_budget
+from edgeprune.records import Verdict
+from edgeprune.report.verdict import (
     judge,
     judge_quality,
     measured_values,
     requests_needed,
     verdict,
 )
-from edgeprune.planning.budget import Metric, parse_budget
-from edgeprune.records import Verdict
-from tests.device.test_measure import measurement
+from edgeprune.target.measure import Comparison, Measurement, Memory
+from tests.target.test_measure import measurement
 
 MEMORY = Memory(peak_bytes=2**20, anonymous_bytes=None, file_bytes=None, python_bytes=1)
 

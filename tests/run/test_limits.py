@@ -9,22 +9,22 @@ from typing import Any, cast
 
 import pytest
 
-from edgeprune.cost import Cost, CostModel
-from edgeprune.demanding import (
+from edgeprune.errors import InfeasibleError
+from edgeprune.model.cuts import Cuts
+from edgeprune.planning.budget import Metric, parse_budget
+from edgeprune.planning.cost import Cost, CostModel
+from edgeprune.planning.demand import Demand
+from edgeprune.planning.greedy import Plan, make_plan
+from edgeprune.run.limits import (
     AUTO_QUANTS,
     best_format,
     factors_in,
     formats_worth_a_plan,
     margin_for,
 )
-from edgeprune.errors import InfeasibleError
-from edgeprune.model.cuts import Cuts
-from edgeprune.planning.budget import Metric, parse_budget
-from edgeprune.planning.demand import Demand
-from edgeprune.planning.greedy import Plan, make_plan
-from edgeprune.stages import Stages
-from tests.test_cost import SMOLLM2, machine
-from tests.test_judging import requests
+from edgeprune.run.stages import Stages
+from tests.planning.test_cost import SMOLLM2, machine
+from tests.report.test_verdict import requests
 
 
 def _worth_a_plan(model: CostModel, *limited: Metric) -> list[str]:

@@ -15,11 +15,11 @@ from statistics import median
 import pytest
 from transformers import AutoModelForCausalLM
 
-from edgeprune.device.measure import Comparison
 from edgeprune.planning.greedy import Plan
 from edgeprune.records import Verdict
+from edgeprune.target.measure import Comparison
 from tests.conftest import Cli, cli_argv
-from tests.test_pipeline import FEW, SIZE
+from tests.run.test_pipeline import FEW, SIZE
 
 pytestmark = pytest.mark.measures
 

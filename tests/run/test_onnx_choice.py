@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.test_app import assert_one_line
 from tests.conftest import Cli
-from tests.test_cli import assert_one_line
-from tests.test_pipeline import QUIET_OR_NOT
+from tests.run.test_pipeline import QUIET_OR_NOT
 
 pytestmark = pytest.mark.measures
 ONNX = ("--format", "onnx:int8")

@@ -17,16 +17,16 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from edgeprune.data.kinds import shipped_kinds
-from edgeprune.demanding import AUTO_QUANTS
-from edgeprune.device.agent import start_time
-from edgeprune.device.measure import Comparison, Measurement
 from edgeprune.errors import InputError
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import Cuts
+from edgeprune.on_target.agent import start_time
 from edgeprune.profiling.profile import Profile
 from edgeprune.records import Verdict
+from edgeprune.run.limits import AUTO_QUANTS
+from edgeprune.target.measure import Comparison, Measurement
+from tests.cli.test_app import assert_one_line
 from tests.conftest import PROFILES, TARGETS, Cli, cli_argv, run_cli
-from tests.test_cli import assert_one_line
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("_profiled")]
 # file size does not depend on how busy the machine is; exit 4 says that it was

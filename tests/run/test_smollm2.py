@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from tests.conftest import Cli
-from tests.test_pipeline import QUIET_OR_NOT
+from tests.run.test_pipeline import QUIET_OR_NOT
 
 
 @pytest.mark.smollm2

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from edgeprune.device.measure import Comparison
-from edgeprune.stages import MOST, Formats, measured_enough
-from tests.test_judging import requests
+from edgeprune.run.stages import MOST, Formats, measured_enough
+from edgeprune.target.measure import Comparison
+from tests.report.test_verdict import requests
 
 
 def _times(*ms: float) -> Formats:

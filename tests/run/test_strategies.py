@@ -11,7 +11,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from edgeprune.cutting import Cutting
 from edgeprune.data import shipped_text
 from edgeprune.errors import InputError, UsageError
 from edgeprune.export.gguf import export_gguf
@@ -23,8 +22,9 @@ from edgeprune.planning.budget import parse_budget, violation
 from edgeprune.planning.demand import Demand
 from edgeprune.pruning.calibration import Corpus, Effort, calibration_corpus, effort_of
 from edgeprune.pruning.criterion import Criterion, Method
+from edgeprune.run.cutting import Cutting
+from edgeprune.run.strategies import STRATEGIES, Repair, Strategy, strategy_of
 from edgeprune.rundir import SharedDirectory
-from edgeprune.strategies import STRATEGIES, Repair, Strategy, strategy_of
 from tests.planning.test_recipes import MODEL
 from tests.tiny import KINDS, hf_logits, make_tiny, within_a_subspace
 

@@ -8,8 +8,6 @@ import gguf
 import pytest
 import torch
 
-from edgeprune.device.interval import Interval, ratio_interval
-from edgeprune.device.measure import Comparison, Measurement
 from edgeprune.export.gguf import export_gguf
 from edgeprune.model.checkpoint import Checkpoint, write_checkpoint
 from edgeprune.model.gguf import GgufModel
@@ -20,7 +18,9 @@ from edgeprune.sparsity.effect import Effect, Models, Speed, count_zeros, measur
 from edgeprune.sparsity.recipe import read_recipe
 from edgeprune.sparsity.render import NOTE, effect_lines, effect_rows, speed_lines
 from edgeprune.sparsity.sparsify import sparsify
-from tests.device.test_measure import measurement
+from edgeprune.target.interval import Interval, ratio_interval
+from edgeprune.target.measure import Comparison, Measurement
+from tests.target.test_measure import measurement
 from tests.tiny import hf_logits
 
 MAGNITUDE = read_recipe("magnitude", 0.5)

@@ -1,1 +1,1 @@
-"""Tests of edgeprune.device."""
+"""Tests of edgeprune.target."""

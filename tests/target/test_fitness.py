@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from edgeprune.device.fitness import check_ram, check_usable, problems
-from edgeprune.device.measure import Workload, bench_file
-from edgeprune.device.probe import facts_of
-from edgeprune.device.session import Device, open_device
-from edgeprune.device.target import Target
-from edgeprune.device.transport import Completed, FakeTransport, check_room
 from edgeprune.errors import DeviceError
+from edgeprune.target.fitness import check_ram, check_usable, problems
+from edgeprune.target.measure import Workload, bench_file
+from edgeprune.target.probe import facts_of
+from edgeprune.target.session import Device, open_device
+from edgeprune.target.target import Target
+from edgeprune.target.transport import Completed, FakeTransport, check_room
+from tests.cli.test_app import assert_one_line
 from tests.conftest import Cli
-from tests.device.test_probe import PI5, X86
-from tests.test_cli import assert_one_line
+from tests.target.test_probe import PI5, X86
 
 BOARD = Target(name="board", host="board")
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from edgeprune.device.interval import (
+from edgeprune.records import Record, Verdict
+from edgeprune.target.interval import (
     Interval,
     quantile_interval,
     quantile_ranks,
@@ -21,7 +22,6 @@ from edgeprune.device.interval import (
     samples_needed,
     verdict_of,
 )
-from edgeprune.records import Record, Verdict
 
 Draw = Callable[[np.random.Generator, int], NDArray[np.float64]]
 REPETITIONS = 2000

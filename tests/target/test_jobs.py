@@ -19,15 +19,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import JsonValue
 
-from edgeprune.device import jobs as jobs_module
-from edgeprune.device.agent import start_time
-from edgeprune.device.jobs import Jobs, Owner, State, _holder
-from edgeprune.device.session import Device, open_device
-from edgeprune.device.transport import Completed, FakeTransport
 from edgeprune.errors import DeviceError
+from edgeprune.on_target.agent import start_time
+from edgeprune.target import jobs as jobs_module
+from edgeprune.target.jobs import Jobs, Owner, State, _holder
+from edgeprune.target.session import Device, open_device
+from edgeprune.target.transport import Completed, FakeTransport
+from tests.cli.test_app import assert_one_line
 from tests.conftest import Cli
 from tests.sshd import Relay, Server
-from tests.test_cli import assert_one_line
 
 
 def _job(seconds: float) -> dict[str, Any]:
@@ -85,8 +85,8 @@ def _host(sshd: Server, work: Path, seconds: float) -> subprocess.Popen[bytes]:
     code = (
         # what runs in the background may have been told to ignore it
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from edgeprune.device.session import open_device\n"
-        "from edgeprune.device.target import Target\n"
+        "from edgeprune.target.session import open_device\n"
+        "from edgeprune.target.target import Target\n"
         f"with open_device(Target.model_validate_json({target.model_dump_json()!r})) as device:\n"
         f"    device.run_job({_job(seconds)!r}, 'reading')\n"
     )

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from edgeprune.device.ssh import SSHTransport
-from edgeprune.device.transport import checked
 from edgeprune.errors import DeviceError
+from edgeprune.target.ssh import SSHTransport
+from edgeprune.target.transport import checked
 from tests.conftest import cli_argv
 from tests.sshd import Server
 

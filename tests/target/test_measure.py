@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from edgeprune.device.measure import (
+from edgeprune.target.measure import (
     Comparison,
     Measurement,
     Memory,

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeprune.device.persistence import PersistentTransport
-from edgeprune.device.transport import Completed, FakeTransport, Progress, no_progress
 from edgeprune.errors import ConnectionLost, DeviceError
+from edgeprune.target.persistence import PersistentTransport
+from edgeprune.target.transport import Completed, FakeTransport, Progress, no_progress
 
 
 class Breaking(FakeTransport):

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeprune.device.probe import DeviceFacts, facts_of, parse_caches, parse_meminfo, probe
-from edgeprune.device.transport import Completed, FakeTransport, LocalTransport
 from edgeprune.errors import DeviceError
+from edgeprune.target.probe import DeviceFacts, facts_of, parse_caches, parse_meminfo, probe
+from edgeprune.target.transport import Completed, FakeTransport, LocalTransport
 
 ARM_FEATURES = ("fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm "
                 "lrcpc dcpop asimddp")

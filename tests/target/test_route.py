@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeprune.device import route
-from edgeprune.device.route import Route, hop_of, parse_route, route_of
 from edgeprune.errors import UsageError
+from edgeprune.target import route
+from edgeprune.target.route import Route, hop_of, parse_route, route_of
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from edgeprune.device.probe import DeviceFacts, facts_of, probe
-from edgeprune.device.runtime import check_supported, cpu_flags, onnx_archive, runtime_archive
-from edgeprune.device.transport import LocalTransport
 from edgeprune.errors import DeviceError
-from tests.device.test_probe import PI5, QEMU, X86
+from edgeprune.target.probe import DeviceFacts, facts_of, probe
+from edgeprune.target.runtime import check_supported, cpu_flags, onnx_archive, runtime_archive
+from edgeprune.target.transport import LocalTransport
+from tests.target.test_probe import PI5, QEMU, X86
 
 
 def _with(**changes: object) -> DeviceFacts:

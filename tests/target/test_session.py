@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from edgeprune.device.agent import start_time
-from edgeprune.device.measure import Workload, bench_file, measure, send
-from edgeprune.device.session import Device, open_device
-from edgeprune.device.target import Target
 from edgeprune.errors import DeviceError, InputError
 from edgeprune.export.gguf import export_gguf
 from edgeprune.model.checkpoint import Checkpoint
+from edgeprune.on_target.agent import start_time
+from edgeprune.target.measure import Workload, bench_file, measure, send
+from edgeprune.target.session import Device, open_device
+from edgeprune.target.target import Target
 
 WORKLOAD = Workload(n_prompt=4, n_new=3, requests=2)
 
@@ -96,8 +96,8 @@ def test_a_broken_model_fails_with_the_agents_reason(device: Device, gguf_file: 
 def test_the_jobs_of_a_killed_run_are_ended(gguf_file: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
     code = (
-        "import sys; from edgeprune.device.session import open_device\n"
-        "from edgeprune.device.target import Target\n"
+        "import sys; from edgeprune.target.session import open_device\n"
+        "from edgeprune.target.target import Target\n"
         f"with open_device(Target(name='here', work_directory={str(work)!r})) as device:\n"
         f"    remote = device.put_model(__import__('pathlib').Path({str(gguf_file)!r}))\n"
         "    device.run_job({'kind': 'bench', 'models': [{'path': remote}], 'n_prompt': 4,"

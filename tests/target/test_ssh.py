@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from edgeprune.device.persistence import PersistentTransport
-from edgeprune.device.ssh import CHUNK_BYTES, SSHTransport
-from edgeprune.device.transport import checked
 from edgeprune.errors import ConnectionLost, DeviceError
 from edgeprune.records import file_digest
+from edgeprune.target.persistence import PersistentTransport
+from edgeprune.target.ssh import CHUNK_BYTES, SSHTransport
+from edgeprune.target.transport import checked
 from tests.sshd import Relay, Server
 
 SIZE = 640 * CHUNK_BYTES

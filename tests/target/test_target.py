@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeprune.device.target import list_targets, load_target
 from edgeprune.errors import EdgePruneError, UsageError
+from edgeprune.target.target import list_targets, load_target
 from tests.conftest import ROOT
 
 GOOD = 'host = "board.example"\nuser = "me"\nport = 2022\nthreads = 4\n'

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from edgeprune.device.transport import (
+from edgeprune.errors import DeviceError
+from edgeprune.target.transport import (
     Completed,
     FakeTransport,
     LocalTransport,
     Transport,
     checked,
 )
-from edgeprune.errors import DeviceError
 
 
 def test_a_command_gives_status_and_both_streams() -> None:

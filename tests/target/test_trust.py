@@ -7,10 +7,10 @@ from pathlib import Path
 import paramiko
 import pytest
 
-from edgeprune.device.route import Route
-from edgeprune.device.target import Target
-from edgeprune.device.trust import check_replaced, check_shown, known_keys, pin, pinned
 from edgeprune.errors import DeviceError
+from edgeprune.target.route import Route
+from edgeprune.target.target import Target
+from edgeprune.target.trust import check_replaced, check_shown, known_keys, pin, pinned
 
 KEYS = [paramiko.ECDSAKey.generate() for _ in range(2)]
 

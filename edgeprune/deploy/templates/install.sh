@@ -8,4 +8,4 @@ here=$$(cd "$$(dirname "$$0")" && pwd)
 case "$${1:-}" in
 ssh-*|ecdsa-*|sk-*) signer=$$1; shift; set -- --signer "$$signer" "$$@" ;;
 esac
-PYTHONPATH="$$here/installer" exec python3 -m edgeprune.installing.installer deploy --bundle "$$here" "$$@"
+PYTHONPATH="$$here/installer" exec python3 -m edgeprune.on_target.install.installer deploy --bundle "$$here" "$$@"

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from edgeprune.installing.errors import RefusedError
+from edgeprune.on_target.install.errors import RefusedError
 
 MANIFEST, SIGNATURE = "manifest.json", "manifest.json.sig"
 NAMESPACE, SIGNER = "edgeprune-bundle", "edgeprune"

@@ -1,7 +1,7 @@
 """Installs a bundle on this machine, tries it, switches to it, and goes back when it fails.
 
-    python3 -m edgeprune.installing.installer deploy --bundle DIRECTORY [--signer KEY]
-    python3 -m edgeprune.installing.installer status | rollback | undeploy
+    python3 -m edgeprune.on_target.install.installer deploy --bundle DIRECTORY [--signer KEY]
+    python3 -m edgeprune.on_target.install.installer status | rollback | undeploy
 
 In: a bundle. Out: a systemd service, laid out as `places.py` says; one line of JSON on stdout. Runs
 on the target as root; standard library only, Python 3.9 and later.
@@ -28,8 +28,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from edgeprune.installing import checks, places, trial, units
-from edgeprune.installing.errors import RefusedError
+from edgeprune.on_target.install import checks, places, trial, units
+from edgeprune.on_target.install.errors import RefusedError
 
 START_S = 600.0  # in which a model must be loaded
 DRAIN_S = 1.0  # in which a connection that was made is surely accepted

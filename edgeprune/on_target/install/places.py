@@ -22,8 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edgeprune.installing import checks
-from edgeprune.installing.errors import RefusedError
+from edgeprune.on_target.install import checks
+from edgeprune.on_target.install.errors import RefusedError
 
 ROOT = Path("/opt/edgeprune")
 VERSIONS, RUNTIMES = ROOT / "versions", ROOT / "runtimes"

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edgeprune.installing.errors import RefusedError
+from edgeprune.on_target.install.errors import RefusedError
 
 REQUEST_S = 900.0
 LEAST_TOKENS = 4  # of a reply that is timed

@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from edgeprune.installing.errors import RefusedError
+from edgeprune.on_target.install.errors import RefusedError
 
 DIRECTORY = Path("/etc/systemd/system")
 ADDRESS, WAY = "edgeprune.socket", "edgeprune.service"

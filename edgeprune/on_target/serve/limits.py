@@ -17,8 +17,8 @@ from typing import Any
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import JSONResponse, Response
 
-from edgeprune.serving.meter import Meter
-from edgeprune.serving.served import TICKET, Ticket
+from edgeprune.on_target.serve.meter import Meter
+from edgeprune.on_target.serve.served import TICKET, Ticket
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

@@ -16,7 +16,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
-from edgeprune.serving.meter import Meter
+from edgeprune.on_target.serve.meter import Meter
 
 
 class Ticket:
@@ -35,7 +35,7 @@ class Ticket:
         self.refusal: str | None = None
 
 
-# set for a request by `edgeprune.serving.limits`; it goes with it into the threads of the server
+# set for a request by `edgeprune.on_target.serve.limits`; it goes with it into the server's threads
 TICKET: ContextVar[Ticket] = ContextVar("TICKET")
 
 
@@ -82,7 +82,7 @@ class OnnxLlama(BoundedLlama):
         self, directory: Path, name: str, meter: Meter, *, n_ctx: int, n_threads: int
     ) -> None:
         """Load the model in a directory; its tokenizer is a GGUF file without weights."""
-        from edgeprune.device.engine_onnx import Engine  # noqa: PLC0415 - onnxruntime is not for GGUF
+        from edgeprune.on_target.engine_onnx import Engine
 
         super().__init__(directory / "tokenizer.gguf", name, meter, vocab_only=True, n_ctx=n_ctx)
         self._engine = Engine({"path": str(directory / "model.onnx"), "threads": n_threads,

@@ -1,6 +1,6 @@
 """Serves an artifact over HTTP as OpenAI's API does: completions, chat, streams.
 
-    python -m edgeprune.serving.server config.json
+    python -m edgeprune.on_target.serve.server config.json
 
 In: a configuration. Out: llama-cpp-python's own server, whose model is a GGUF file or an ONNX one
 (`served.py`), behind limits (`limits.py`). Runs on the target, where this directory, the modules
@@ -25,9 +25,9 @@ from llama_cpp.server.settings import ModelSettings, ServerSettings
 from llama_cpp.server.types import CreateChatCompletionRequest, CreateCompletionRequest
 from pydantic import ValidationError
 
-from edgeprune.serving.limits import App, Limits
-from edgeprune.serving.meter import Meter
-from edgeprune.serving.served import BoundedLlama, OnnxLlama
+from edgeprune.on_target.serve.limits import App, Limits
+from edgeprune.on_target.serve.meter import Meter
+from edgeprune.on_target.serve.served import BoundedLlama, OnnxLlama
 
 KEY_VARIABLE = "EDGEPRUNE_API_KEY"
 CREDENTIAL = "api_key"  # what systemd hands over, in the directory of its credentials

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeprune.deploy.signing import own_key, public_key, sign
-from edgeprune.installing import checks, trial
-from edgeprune.installing.errors import RefusedError
+from edgeprune.on_target.install import checks, trial
+from edgeprune.on_target.install.errors import RefusedError
 from edgeprune.records import file_digest
 
 GOOD: dict[str, Any] = {"architecture": "aarch64", "files": {}, "gate": {}, "name": "a",

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from edgeprune.deploy.known import timed_prompts
-from edgeprune.installing import trial
-from edgeprune.installing.errors import RefusedError
+from edgeprune.on_target.install import trial
+from edgeprune.on_target.install.errors import RefusedError
 from edgeprune.quality.windows import opened
 
 
@@ -28,9 +28,9 @@ def listening(
     (directory / "api_key").write_text("secret\n")
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "edgeprune.serving.server", str(directory / "config.json"),
-             "--socket", str(directory / "http.sock")], stdout=log, stderr=log,
-            env={"CREDENTIALS_DIRECTORY": str(directory)})
+            [sys.executable, "-m", "edgeprune.on_target.serve.server",
+             str(directory / "config.json"), "--socket", str(directory / "http.sock")],
+            stdout=log, stderr=log, env={"CREDENTIALS_DIRECTORY": str(directory)})
     try:
         trial.wait_until_well(directory / "http.sock", lambda: process.poll() is None, 60)
         yield directory / "http.sock", process

@@ -68,8 +68,9 @@ def serving(
                                   "n_ctx": 512, "threads": 1, "port": port, **changes}))
     environment = {**os.environ, **({"EDGEPRUNE_API_KEY": key} if key else {})}
     with (scratch / f"{port}.log").open("wb") as log:
-        process = subprocess.Popen([sys.executable, "-m", "edgeprune.serving.server", str(config)],
-                                   stdout=log, stderr=log, env=environment)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "edgeprune.on_target.serve.server", str(config)],
+            stdout=log, stderr=log, env=environment)
     running = Running(port, process)
     try:
         for _ in range(600):

@@ -17,10 +17,10 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from edgeprune.serving.server import ConfigurationError, check_open, read_config
+from edgeprune.on_target.serve.server import ConfigurationError, check_open, read_config
+from tests.cli.test_app import assert_one_line
 from tests.conftest import Cli
-from tests.serving.conftest import Running, serving
-from tests.test_cli import assert_one_line
+from tests.on_target.serve.conftest import Running, serving
 
 LONG = " ".join(map(str, range(2000)))
 CHAT = {"messages": [{"role": "user", "content": "Who are you?"}], "max_tokens": 5}
@@ -226,7 +226,7 @@ def test_a_configuration_that_cannot_be_read_says_what_it_takes(tmp_path: Path) 
         file.write_text(text)
         with pytest.raises(ConfigurationError, match="its keys are model, name"):
             read_config(file)
-    done = subprocess.run([sys.executable, "-m", "edgeprune.serving.server", str(file)],
+    done = subprocess.run([sys.executable, "-m", "edgeprune.on_target.serve.server", str(file)],
                           capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")

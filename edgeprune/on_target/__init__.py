@@ -1,0 +1,1 @@
+"""What runs on targets, with their Python's standard library: nothing here imports edgeprune."""

@@ -1,0 +1,1 @@
+"""The main job: budget in, measured artifact out."""
