@@ -20,6 +20,10 @@ import difflib
 from collections.abc import Iterable
 from typing import ClassVar
 
+# What readers of files raise on bytes that make no sense; of our own errors it holds none.
+MALFORMED = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError,
+             TypeError, ValueError)
+
 
 class EdgePruneError(Exception):
     """A failure with one clear line for the user.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune.cache import cache_directory
-from edgeprune.errors import InputError
+from edgeprune.errors import MALFORMED, InputError
 from edgeprune.model.rope import rope_factors
 from edgeprune.model.shape import SUPPORTED, LlamaShape, RopeScaling, shape_of_config
 from edgeprune.records import file_digest, write_text
@@ -25,9 +25,6 @@ SMOLLM2 = "smollm2"
 GGUF_MAGIC = b"GGUF"
 CONFIG = "config.json"
 MOST_ENTRIES = 2**17  # of a GGUF header; models have hundreds
-# What readers of files raise on bytes that make no sense; of our own errors it holds none.
-MALFORMED = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError,
-             TypeError, ValueError)
 
 
 def resolve_model(

@@ -19,9 +19,8 @@ from typing import Any
 
 import gguf
 
-from edgeprune.errors import InputError
+from edgeprune.errors import MALFORMED, InputError
 from edgeprune.model.gguf import GgufModel
-from edgeprune.model.source import MALFORMED
 
 log = logging.getLogger(__name__)
 NAME = "tokenizer.gguf"

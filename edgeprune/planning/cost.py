@@ -23,41 +23,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 
 from edgeprune.model.layout import file_bytes
 from edgeprune.model.onnx_formats import is_onnx
 from edgeprune.model.quantization import HEAD, head_type, outer_bytes, weights_read
+from edgeprune.model.runtimes import (
+    KV_STEP,
+    SPLIT_KV,
+    context_tokens,
+    kv_cache_bytes,
+    kv_token_bytes,
+    runtime_of,
+    whole_steps,
+)
 from edgeprune.model.shape import LlamaShape
 from edgeprune.records import Record
 
 METRICS = ("ttft_ms", "token_ms", "ram_bytes")  # what measurements correct
 REPACKED = "repacked_bytes"
-# How llama.cpp works (0.5.0): a prompt is evaluated in batches of UBATCH tokens (its default, which
-# the agent asks for); the KV cache is looked at in steps of KV_STEP tokens, and from SPLIT_KV on
-# the threads share the tokens of each head, where before they share the heads.
-UBATCH, KV_STEP, SPLIT_KV = 512, 256, 512
 
 
-class Runtime(NamedTuple):
-    """How a runtime works.
-
-    Attributes:
-        kv_bytes: Bytes of a number in the KV cache.
-        batch: Most tokens of a prompt that it evaluates at once.
-        split_kv: How long the KV cache is from where on threads share the tokens of each head.
-    """
-
-    kv_bytes: int
-    batch: int
-    split_kv: int
-
-
-_NEVER = 2**62
-LLAMA_CPP = Runtime(kv_bytes=2, batch=UBATCH, split_kv=SPLIT_KV)
-ONNXRUNTIME = Runtime(kv_bytes=4, batch=_NEVER, split_kv=_NEVER)
 # Scale of the logistic distribution of what a cache of 1 MB keeps: on a shared Xeon, 1/8 to 3/20
 # predicted left-out shapes best in one hour (errors a fifth smaller than with a sharp size); in
 # another, when the cache kept less, no scale did.
@@ -177,11 +164,6 @@ class CostModel(Record):
         return sum(amount * prices.get(name, other) for name, amount in features.items())
 
 
-def runtime_of(quant: str) -> Runtime:
-    """Return how the runtime of a number format works."""
-    return ONNXRUNTIME if is_onnx(quant) else LLAMA_CPP
-
-
 def known_ram(quant: str) -> tuple[str, ...]:
     """Return which numbers of a `Cost` are parts of RAM that are known exactly."""
     return ("kv_cache_bytes",) if is_onnx(quant) else ("file_bytes", "kv_cache_bytes", REPACKED)
@@ -212,7 +194,7 @@ def token_features(
 def read_mb(shape: LlamaShape, quant: str, n_prompt: int, n_new: int) -> float:
     """Return the MB that a token reads and the next one again: weights, and keys and values."""
     depth = n_prompt + n_new / 2
-    kv = _kv_token_bytes(shape, quant) * depth
+    kv = kv_token_bytes(shape, quant) * depth
     return (sum(weights_read(shape, quant).values()) + kv) / 1e6
 
 
@@ -257,7 +239,7 @@ def keys_looked_at(
     there on the cells of the cache, of which the last ones may be empty
     (`ggml_compute_forward_flash_attn_ext_f16`).
     """
-    cells = min(n_ctx, max(KV_STEP, _up(depth, KV_STEP)))
+    cells = min(n_ctx, max(KV_STEP, whole_steps(depth, KV_STEP)))
     if cells >= split_kv:
         return heads * min(depth, -(-cells // threads))
     return -(-heads // threads) * depth
@@ -311,22 +293,3 @@ def repack_features(shape: LlamaShape, quant: str) -> Features:
     kind, head = head_type(shape, quant), read.pop(HEAD)
     return {f"{name} stored": float(size) for name, size in
             {**read, kind: read.get(kind, 0) + head}.items()}
-
-
-def kv_cache_bytes(shape: LlamaShape, quant: str, n_ctx: int) -> int:
-    """Return the bytes of the keys and values of a context."""
-    return _kv_token_bytes(shape, quant) * _up(n_ctx, KV_STEP)
-
-
-def _kv_token_bytes(shape: LlamaShape, quant: str) -> int:
-    return (2 * runtime_of(quant).kv_bytes * shape.num_hidden_layers * shape.num_key_value_heads
-            * shape.head_dim)
-
-
-def context_tokens(n_prompt: int, n_new: int, n_ctx: int | None) -> int:
-    """Return the tokens that a context is made for: whole steps of the KV cache."""
-    return _up(max(n_ctx or 0, n_prompt + n_new), KV_STEP)
-
-
-def _up(number: int, step: int) -> int:
-    return -(-number // step) * step

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from edgeprune.model.quantization import BLOCKS
+from edgeprune.model.runtimes import context_tokens
 from edgeprune.model.shape import LlamaShape
 from edgeprune.planning.cost import (
     OTHER,
@@ -21,7 +22,6 @@ from edgeprune.planning.cost import (
     Cost,
     CostModel,
     Features,
-    context_tokens,
     known_ram,
     prompt_features,
     ram_features,

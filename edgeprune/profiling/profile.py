@@ -18,9 +18,10 @@ import numpy as np
 
 from edgeprune.export.artifact import synthetic
 from edgeprune.model.onnx_formats import is_onnx
+from edgeprune.model.runtimes import UBATCH, context_tokens, kv_cache_bytes
 from edgeprune.model.shape import LlamaShape
 from edgeprune.on_target.runner import standard_error
-from edgeprune.planning.cost import UBATCH, Cost, CostModel, context_tokens, kv_cache_bytes
+from edgeprune.planning.cost import Cost, CostModel
 from edgeprune.profiling.design import DesignPoint, Pace, design, pace_of, reference_shape
 from edgeprune.profiling.fit import Point, fit_cost_model
 from edgeprune.profiling.polish import typical_times

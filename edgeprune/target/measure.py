@@ -16,8 +16,8 @@ from pydantic import Field
 
 from edgeprune.errors import DeviceError, InputError
 from edgeprune.model.onnx_formats import GRAPH
+from edgeprune.model.runtimes import UBATCH
 from edgeprune.model.source import is_gguf
-from edgeprune.planning.cost import UBATCH
 from edgeprune.records import Record
 from edgeprune.target.fitness import check_ram
 from edgeprune.target.session import Device

@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 from edgeprune.model.layout import file_bytes
 from edgeprune.model.quantization import FORMATS, HEAD, tensor_types, weights_read
 from edgeprune.model.quantization import stored_bytes as stored
+from edgeprune.model.runtimes import context_tokens, kv_cache_bytes
 from edgeprune.model.shape import LlamaShape
 from edgeprune.planning.cost import (
     METRICS,
     Cost,
     CostModel,
-    context_tokens,
     keys_looked_at,
-    kv_cache_bytes,
     prompt_features,
     read_mb,
     repack_features,
