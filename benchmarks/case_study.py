@@ -24,9 +24,10 @@ from edgeprune.errors import InfeasibleError
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape, shape_of_config
 from edgeprune.planning.bounds import check_demand
-from edgeprune.planning.budget import Metric, parse_budget
+from edgeprune.planning.budget import Metric
 from edgeprune.planning.cost import Cost
 from edgeprune.planning.demand import Demand
+from edgeprune.planning.grammar import parse_budget
 from edgeprune.planning.recipes import joint_plans
 from edgeprune.planning.tables import LossTable
 from edgeprune.planning.widths import least_of, served_components, served_ffn, served_heads

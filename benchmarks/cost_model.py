@@ -39,7 +39,7 @@ from edgeprune.profiling.profile import (
     try_out,
     typical,
 )
-from edgeprune.target.measure import Workload
+from edgeprune.target.measurement import Workload
 from edgeprune.target.session import Device, open_device
 from edgeprune.target.target import load_target
 from tests.arm import machine as arm

@@ -45,7 +45,8 @@ from edgeprune.quality.evaluate import perplexity
 from edgeprune.run.options import Options
 from edgeprune.run.pipeline import run
 from edgeprune.target.interval import ratio_interval
-from edgeprune.target.measure import Measurement, Workload, measure, send
+from edgeprune.target.measure import measure, send
+from edgeprune.target.measurement import Measurement, Workload
 from edgeprune.target.session import open_device
 from edgeprune.target.target import LOCAL, load_target
 

@@ -25,9 +25,10 @@ import numpy as np
 from benchmarks.host import describe_machine, peak_rss_bytes
 from edgeprune.errors import InfeasibleError
 from edgeprune.model.shape import LlamaShape
-from edgeprune.planning.budget import parse_budget, violation
+from edgeprune.planning.budget import violation
 from edgeprune.planning.cost import Cost
 from edgeprune.planning.exact import gap, solve_exact
+from edgeprune.planning.grammar import parse_budget
 from edgeprune.planning.greedy import make_plan
 from edgeprune.planning.tables import LossTable
 from edgeprune.planning.widths import least_of, served_ffn

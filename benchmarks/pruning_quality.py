@@ -32,8 +32,8 @@ from benchmarks.kinds import WIKITEXT, evaluation_windows, increases, losses_on
 from edgeprune.errors import InfeasibleError
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.source import resolve_model
-from edgeprune.planning.budget import parse_budget
 from edgeprune.planning.demand import Demand
+from edgeprune.planning.grammar import parse_budget
 from edgeprune.profiling.profile import Profile, profile
 from edgeprune.pruning.calibration import Effort, calibration_corpus
 from edgeprune.report.render import cuts_in_words

@@ -36,7 +36,8 @@ from edgeprune.quality.lm import ArtifactLM
 from edgeprune.quality.tasks import task_scores
 from edgeprune.quality.windows import STANDARD, evaluation_kinds, evaluation_text, opened
 from edgeprune.target.interval import Interval, ratio_interval
-from edgeprune.target.measure import Workload, measure, send
+from edgeprune.target.measure import measure, send
+from edgeprune.target.measurement import Workload
 from edgeprune.target.session import open_device
 from edgeprune.target.target import LOCAL, load_target
 

@@ -21,7 +21,8 @@ from edgeprune.planning.cost import CostModel
 from edgeprune.planning.greedy import Plan
 from edgeprune.profiling.profile import Profile
 from edgeprune.records import Record
-from edgeprune.target.measure import Measurement, _record
+from edgeprune.target.measure import _record
+from edgeprune.target.measurement import Measurement
 from edgeprune.target.probe import DeviceFacts
 from edgeprune.target.target import Target, load_target
 from tests.conftest import ROOT

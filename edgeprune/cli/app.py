@@ -295,7 +295,8 @@ def bench(
     """
     from edgeprune.records import Verdict
     from edgeprune.report.render import measurement_rows
-    from edgeprune.target.measure import Workload, bench_file
+    from edgeprune.target.measure import bench_file
+    from edgeprune.target.measurement import Workload
 
     workload = Workload(n_prompt=prompt, n_new=new, requests=requests)
     with open_with_progress(target, targets) as (device, _):

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from edgeprune.planning.budget import Metric
 from edgeprune.records import Record
-from edgeprune.target.measure import Workload
+from edgeprune.target.measurement import Workload
 
 MANIFEST, SIGNATURE, CONFIG = "manifest.json", "manifest.json.sig", "config.json"
 # what a server adds to a request that was measured without one, as a share

@@ -11,11 +11,13 @@ from pathlib import Path
 
 from edgeprune.deploy.manifest import Limit
 from edgeprune.errors import UsageError
-from edgeprune.planning.budget import Metric, read_budget
+from edgeprune.planning.budget import Metric
+from edgeprune.planning.grammar import read_budget
 from edgeprune.report.artifacts import servable_of
 from edgeprune.report.outcome import Outcome
 from edgeprune.report.render import HEADER, before_after, plan_lines, verdict_lines
-from edgeprune.target.measure import Workload, model_bytes
+from edgeprune.target.measure import model_bytes
+from edgeprune.target.measurement import Workload
 from edgeprune.target.probe import DeviceFacts
 
 LEAST_MEMORY_BYTES = 2**28  # beyond what was measured, where no budget says how much

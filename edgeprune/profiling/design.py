@@ -11,7 +11,7 @@ from typing import NamedTuple
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.quantization import K_QUANT_BLOCK, block_widths_below, tensor_bytes
 from edgeprune.model.shape import LlamaShape
-from edgeprune.target.measure import Workload
+from edgeprune.target.measurement import Workload
 
 # Speed depends on shapes, and grows with the layers in a straight line: a few of them suffice.
 MAX_FILE_BYTES = 3 * 2**29

@@ -26,7 +26,8 @@ from edgeprune.profiling.design import DesignPoint, Pace, design, pace_of, refer
 from edgeprune.profiling.fit import Point, fit_cost_model
 from edgeprune.profiling.polish import typical_times
 from edgeprune.records import Record, __version__, digest
-from edgeprune.target.measure import Measurement, Subject, Workload, measure_in_turn
+from edgeprune.target.measure import Subject, measure_in_turn
+from edgeprune.target.measurement import Measurement, Workload
 from edgeprune.target.probe import DeviceFacts
 from edgeprune.target.runtime import LLAMA_CPP_PYTHON, ONNXRUNTIME
 from edgeprune.target.session import Device

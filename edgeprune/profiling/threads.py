@@ -15,7 +15,8 @@ from edgeprune.profiling.design import DesignPoint, reference_shape
 from edgeprune.profiling.polish import typical_times
 from edgeprune.profiling.profile import lay_out, try_out
 from edgeprune.records import Record, __version__, digest
-from edgeprune.target.measure import Workload, measure_in_turn
+from edgeprune.target.measure import measure_in_turn
+from edgeprune.target.measurement import Workload
 from edgeprune.target.runtime import LLAMA_CPP_PYTHON
 from edgeprune.target.session import Device
 

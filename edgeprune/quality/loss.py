@@ -21,7 +21,8 @@ from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.onnx import OnnxModel
 from edgeprune.model.onnx_formats import FLOAT, GRAPH
 from edgeprune.model.quantization import tensor_bytes
-from edgeprune.quality.evaluate import Quality, perplexity
+from edgeprune.quality.evaluate import perplexity
+from edgeprune.quality.results import Quality
 
 MOST_LOSS = 0.03  # share of perplexity, beyond the float32 graph's
 ALLOW = "--allow-quality-loss deploys it all the same"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgeprune.quality.evaluate import Evaluation, Step
+from edgeprune.quality.results import Evaluation, Step
 from edgeprune.quality.tasks import Score
 
 HEADER = ("step", "perplexity", "times", "KL mean", "KL p99", "same first choice")

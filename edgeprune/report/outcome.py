@@ -9,17 +9,17 @@ from pathlib import Path
 
 from edgeprune.planning.budget import Budget
 from edgeprune.planning.greedy import Plan
-from edgeprune.quality.evaluate import Kinds
 from edgeprune.quality.judge import Judged
+from edgeprune.quality.results import Kinds
 from edgeprune.records import Record, Verdict
 from edgeprune.recovery.recipe import Recovered
 from edgeprune.report.verdict import Judgement
-from edgeprune.target.measure import Measurement
+from edgeprune.target.measurement import Measurement
 from edgeprune.target.probe import DeviceFacts
 
 
 class Figures(Record):
-    """What one artifact does on the target. Memory as in `edgeprune.target.measure.Memory`."""
+    """What one artifact does on the target. Memory as in `edgeprune.target.measurement.Memory`."""
 
     latency_p50_ms: float
     latency_p90_ms: float

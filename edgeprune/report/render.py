@@ -17,13 +17,13 @@ from edgeprune.planning.cost import Cost, roofline_token_ms
 from edgeprune.planning.demand import Demand
 from edgeprune.planning.greedy import Plan
 from edgeprune.profiling.profile import Profile
-from edgeprune.quality.evaluate import Divergence, Kinds
 from edgeprune.quality.judge import Judged
+from edgeprune.quality.results import Divergence, Kinds
 from edgeprune.records import Verdict, __version__
 from edgeprune.report.outcome import Outcome, figures_of
 from edgeprune.report.recovery import share_in_words
 from edgeprune.report.verdict import Judgement
-from edgeprune.target.measure import Measurement
+from edgeprune.target.measurement import Measurement
 from edgeprune.target.probe import DeviceFacts
 
 _MIB = 2**20

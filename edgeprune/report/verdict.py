@@ -22,7 +22,7 @@ from edgeprune.target.interval import (
     samples_needed,
     verdict_of,
 )
-from edgeprune.target.measure import Comparison, Measurement
+from edgeprune.target.measurement import Comparison, Measurement
 
 _TIMES = {Metric.LATENCY: "request_latency_ms", Metric.TTFT: "request_ttft_ms",
           Metric.DECODE: "request_token_ms"}

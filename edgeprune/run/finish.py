@@ -15,9 +15,9 @@ from edgeprune.model.cuts import Cuts
 from edgeprune.model.onnx_formats import is_quantized_onnx
 from edgeprune.planning.budget import Budget, Metric
 from edgeprune.planning.greedy import Plan
-from edgeprune.quality.evaluate import Kinds, Quality
 from edgeprune.quality.judge import Pair, read_prompts
 from edgeprune.quality.judges import open_judge
+from edgeprune.quality.results import Kinds, Quality
 from edgeprune.records import Record, Verdict, file_digest, write_text
 from edgeprune.recovery.recipe import Training, check_installed, recipe_of, share_back
 from edgeprune.report.outcome import Outcome, Recovery, figures_of
@@ -28,7 +28,7 @@ from edgeprune.run.options import Options
 from edgeprune.run.stages import Stages
 from edgeprune.rundir import OUTCOME
 from edgeprune.target.interval import Interval
-from edgeprune.target.measure import Comparison, Measurement
+from edgeprune.target.measurement import Comparison, Measurement
 
 Say = Callable[[str], None]
 

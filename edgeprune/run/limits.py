@@ -22,7 +22,7 @@ from edgeprune.report.render import cuts_in_words, profile_in_words
 from edgeprune.report.verdict import is_decided, measured_value, measured_values
 from edgeprune.run.stages import Formats, Stages
 from edgeprune.target.interval import ratio_interval
-from edgeprune.target.measure import Comparison, Measurement
+from edgeprune.target.measurement import Comparison, Measurement
 
 SAVING_ERROR = 0.12  # of what cuts are predicted to save: the usual margin where that is a quarter
 SURE = 0.015  # of a limit: what an interval of forty requests still leaves open

@@ -22,8 +22,9 @@ from edgeprune.model.shape import LlamaShape
 from edgeprune.model.source import resolve_model
 from edgeprune.planning.aim import MARGIN
 from edgeprune.planning.bounds import check_demand
-from edgeprune.planning.budget import Budget, read_budget
+from edgeprune.planning.budget import Budget
 from edgeprune.planning.demand import Demand
+from edgeprune.planning.grammar import read_budget
 from edgeprune.planning.greedy import Plan
 from edgeprune.profiling.profile import Profile, cost_of
 from edgeprune.profiling.threads import best_threads
@@ -40,7 +41,8 @@ from edgeprune.run.options import Options
 from edgeprune.run.stages import Stages
 from edgeprune.run.strategies import DEFAULT_STRATEGY, STRATEGIES, Strategy, strategy_of
 from edgeprune.rundir import REQUEST, RunDirectory
-from edgeprune.target.measure import Comparison, Measurement, Workload, model_bytes
+from edgeprune.target.measure import model_bytes
+from edgeprune.target.measurement import Comparison, Measurement, Workload
 from edgeprune.target.session import Device, open_device
 from edgeprune.target.target import load_target
 

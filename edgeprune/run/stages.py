@@ -25,21 +25,17 @@ from edgeprune.planning.greedy import Plan
 from edgeprune.profiling.profile import Profile, profile
 from edgeprune.pruning.calibration import Corpus, Effort, Objective
 from edgeprune.pruning.loss import Loss, worse_half
-from edgeprune.quality.evaluate import (
-    Kinds,
-    Quality,
-    judge_kinds,
-    kinds_losses,
-    perplexity,
-)
+from edgeprune.quality.evaluate import judge_kinds, kinds_losses, perplexity
 from edgeprune.quality.judge import Judge, Judged, judge_artifact
 from edgeprune.quality.loss import check_loss, perplexity_as
+from edgeprune.quality.results import Kinds, Quality
 from edgeprune.quality.windows import EACH, SHORT_EACH, TWO_EACH, Text
 from edgeprune.records import Record, digest, file_digest
 from edgeprune.recovery.recipe import Pruned, Recovered, Training
 from edgeprune.run.strategies import Strategy
 from edgeprune.rundir import MODEL, RECOVERED, RunDirectory, SharedDirectory
-from edgeprune.target.measure import Comparison, Measurement, Workload, measure, send
+from edgeprune.target.measure import measure, send
+from edgeprune.target.measurement import Comparison, Measurement, Workload
 from edgeprune.target.session import Device
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from edgeprune.quality.evaluate import perplexity
 from edgeprune.records import Record
 from edgeprune.sparsity.recipe import Recipe, sparse_matrices
 from edgeprune.target.interval import Interval, ratio_interval
-from edgeprune.target.measure import Comparison, Workload, measure, send
+from edgeprune.target.measure import measure, send
+from edgeprune.target.measurement import Comparison, Workload
 from edgeprune.target.session import Device
 
 Notify = Callable[[str], None]

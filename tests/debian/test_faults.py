@@ -17,7 +17,8 @@ import pytest
 
 from edgeprune.errors import ConnectionLost, DeviceError
 from edgeprune.records import file_digest
-from edgeprune.target.measure import Workload, bench_file
+from edgeprune.target.measure import bench_file
+from edgeprune.target.measurement import Workload
 from edgeprune.target.session import Device, open_device
 from edgeprune.target.target import Target
 from edgeprune.target.transport import checked

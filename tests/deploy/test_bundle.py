@@ -22,7 +22,7 @@ from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.on_target.install.checks import signed_manifest, signers
 from edgeprune.quality.windows import opened
 from edgeprune.records import file_digest
-from edgeprune.target.measure import Workload
+from edgeprune.target.measurement import Workload
 from tests.deploy.conftest import ARM
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from edgeprune.planning.bounds import Bounds, bound_hints
-from edgeprune.planning.budget import parse_budget
 from edgeprune.planning.cost import Cost
+from edgeprune.planning.grammar import parse_budget
 
 BOUNDS = Bounds(
     least=Cost(ttft_ms=20, token_ms=4, ram_bytes=2**28, file_bytes=2**27),

@@ -9,16 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeprune.errors import UsageError
-from edgeprune.planning.budget import (
-    COST_METRICS,
-    Budget,
-    Metric,
-    parse_budget,
-    read_budget,
-    value_of,
-    violation,
-)
+from edgeprune.planning.budget import COST_METRICS, Budget, Metric, value_of, violation
 from edgeprune.planning.cost import Cost
+from edgeprune.planning.grammar import parse_budget, read_budget
 
 BASE = {Metric.LATENCY: 4000.0, Metric.TTFT: 400.0, Metric.DECODE: 40.0, Metric.RAM: 2e9,
         Metric.SIZE: 1e9}

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape
-from edgeprune.planning.budget import parse_budget
 from edgeprune.planning.cost import Cost
 from edgeprune.planning.exact import solve_exact
+from edgeprune.planning.grammar import parse_budget
 from edgeprune.planning.greedy import make_plan
 from edgeprune.planning.moves import Kind, moves, moves_back
 from edgeprune.planning.tables import LossTable

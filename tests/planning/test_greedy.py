@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape
-from edgeprune.planning.budget import parse_budget, violation
+from edgeprune.planning.budget import violation
+from edgeprune.planning.grammar import parse_budget
 from edgeprune.planning.greedy import least_loss, make_plan
 from edgeprune.planning.moves import Kind
 from edgeprune.planning.tables import LossTable

@@ -10,10 +10,11 @@ import pytest
 from edgeprune.errors import InfeasibleError
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape
-from edgeprune.planning.budget import parse_budget, violation
+from edgeprune.planning.budget import violation
 from edgeprune.planning.cost import CostModel
 from edgeprune.planning.demand import Demand
 from edgeprune.planning.feasible import check_feasible, nearest_shape
+from edgeprune.planning.grammar import parse_budget
 from edgeprune.planning.greedy import Plan
 from edgeprune.planning.recipes import Planner, follow, joint_plans, proportional_widths
 from edgeprune.planning.widths import served_components, served_hidden, served_widths

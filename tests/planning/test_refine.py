@@ -10,9 +10,10 @@ import pytest
 
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape
-from edgeprune.planning.budget import parse_budget, violation
+from edgeprune.planning.budget import violation
 from edgeprune.planning.cost import Cost
 from edgeprune.planning.exact import solve_exact
+from edgeprune.planning.grammar import parse_budget
 from edgeprune.planning.greedy import make_plan
 from edgeprune.planning.refine import CANDIDATES, PASSES
 from edgeprune.planning.tables import LossTable

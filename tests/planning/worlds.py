@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from edgeprune.errors import InfeasibleError
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape
-from edgeprune.planning.budget import Metric, parse_budget
+from edgeprune.planning.budget import Metric
 from edgeprune.planning.cost import Cost
 from edgeprune.planning.exact import Solution, solve_exact
+from edgeprune.planning.grammar import parse_budget
 from edgeprune.planning.greedy import Plan, make_plan
 from edgeprune.planning.tables import LossTable, Score
 from edgeprune.planning.widths import served_widths

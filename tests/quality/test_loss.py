@@ -15,8 +15,8 @@ from edgeprune.model.cuts import Cuts
 from edgeprune.model.onnx_formats import FLOAT, INT8
 from edgeprune.model.tokenizer import tokenizer_of
 from edgeprune.pruning.surgery import prune
-from edgeprune.quality.evaluate import Quality
 from edgeprune.quality.loss import check_loss, check_parity, loss_of, perplexity_as
+from edgeprune.quality.results import Quality
 from tests.cli.test_app import assert_one_line
 from tests.conftest import Cli
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from edgeprune.planning.budget import parse_budget
 from edgeprune.planning.demand import Demand
+from edgeprune.planning.grammar import parse_budget
 from edgeprune.planning.greedy import Plan, make_plan
 from edgeprune.planning.recipes import joint_plans
 from edgeprune.report.explain import explanation

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from edgeprune.quality.evaluate import Divergence, Evaluation, Kinds, Quality, Step
 from edgeprune.quality.judge import tally
+from edgeprune.quality.results import Divergence, Evaluation, Kinds, Quality, Step
 from edgeprune.quality.windows import Reading
 from edgeprune.recovery.recipe import RECIPES, KindLoss, Recovered
 from edgeprune.report.evaluation import quality_line, step_rows

@@ -9,12 +9,13 @@ import pytest
 
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape
-from edgeprune.planning.budget import Metric, parse_budget
+from edgeprune.planning.budget import Metric
 from edgeprune.planning.cost import Cost
+from edgeprune.planning.grammar import parse_budget
 from edgeprune.planning.greedy import Plan, Step
 from edgeprune.planning.moves import Kind, Move
-from edgeprune.quality.evaluate import Divergence, Kinds
-from edgeprune.quality.evaluate import Step as Lost
+from edgeprune.quality.results import Divergence, Kinds
+from edgeprune.quality.results import Step as Lost
 from edgeprune.quality.windows import EACH
 from edgeprune.records import Verdict
 from edgeprune.report.outcome import Outcome, figures_of
@@ -32,7 +33,7 @@ from edgeprune.report.render import (
 )
 from edgeprune.report.verdict import Judgement
 from edgeprune.target.interval import Interval
-from edgeprune.target.measure import Memory
+from edgeprune.target.measurement import Memory
 from edgeprune.target.probe import facts_of
 from tests.target.test_measure import measurement
 from tests.target.test_probe import PI5, QEMU

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgeprune.planning.budget import Metric, parse_budget
+from edgeprune.planning.budget import Metric
+from edgeprune.planning.grammar import parse_budget
 from edgeprune.records import Verdict
 from edgeprune.report.verdict import (
     judge,
@@ -14,7 +15,7 @@ from edgeprune.report.verdict import (
     requests_needed,
     verdict,
 )
-from edgeprune.target.measure import Comparison, Measurement, Memory
+from edgeprune.target.measurement import Comparison, Measurement, Memory
 from tests.target.test_measure import measurement
 
 MEMORY = Memory(peak_bytes=2**20, anonymous_bytes=None, file_bytes=None, python_bytes=1)

@@ -11,9 +11,10 @@ import pytest
 
 from edgeprune.errors import InfeasibleError
 from edgeprune.model.cuts import Cuts
-from edgeprune.planning.budget import Metric, parse_budget
+from edgeprune.planning.budget import Metric
 from edgeprune.planning.cost import Cost, CostModel
 from edgeprune.planning.demand import Demand
+from edgeprune.planning.grammar import parse_budget
 from edgeprune.planning.greedy import Plan, make_plan
 from edgeprune.run.limits import (
     AUTO_QUANTS,

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from edgeprune.planning.greedy import Plan
 from edgeprune.records import Verdict
-from edgeprune.target.measure import Comparison
+from edgeprune.target.measurement import Comparison
 from tests.conftest import Cli, cli_argv
 from tests.run.test_pipeline import FEW, SIZE
 

@@ -24,7 +24,7 @@ from edgeprune.on_target.agent import start_time
 from edgeprune.profiling.profile import Profile
 from edgeprune.records import Verdict
 from edgeprune.run.limits import AUTO_QUANTS
-from edgeprune.target.measure import Comparison, Measurement
+from edgeprune.target.measurement import Comparison, Measurement
 from tests.cli.test_app import assert_one_line
 from tests.conftest import PROFILES, TARGETS, Cli, cli_argv, run_cli
 

@@ -18,8 +18,9 @@ from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.gguf import GgufModel
 from edgeprune.model.tokenizer import tokenizer_of
-from edgeprune.planning.budget import parse_budget, violation
+from edgeprune.planning.budget import violation
 from edgeprune.planning.demand import Demand
+from edgeprune.planning.grammar import parse_budget
 from edgeprune.pruning.calibration import Corpus, Effort, calibration_corpus, effort_of
 from edgeprune.pruning.criterion import Criterion, Method
 from edgeprune.run.cutting import Cutting

@@ -19,7 +19,7 @@ from edgeprune.sparsity.recipe import read_recipe
 from edgeprune.sparsity.render import NOTE, effect_lines, effect_rows, speed_lines
 from edgeprune.sparsity.sparsify import sparsify
 from edgeprune.target.interval import Interval, ratio_interval
-from edgeprune.target.measure import Comparison, Measurement
+from edgeprune.target.measurement import Comparison, Measurement
 from tests.target.test_measure import measurement
 from tests.tiny import hf_logits
 

@@ -8,7 +8,8 @@ import pytest
 
 from edgeprune.errors import DeviceError
 from edgeprune.target.fitness import check_ram, check_usable, problems
-from edgeprune.target.measure import Workload, bench_file
+from edgeprune.target.measure import bench_file
+from edgeprune.target.measurement import Workload
 from edgeprune.target.probe import facts_of
 from edgeprune.target.session import Device, open_device
 from edgeprune.target.target import Target

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from edgeprune.target.measure import (
+from edgeprune.target.measurement import (
     Comparison,
     Measurement,
     Memory,

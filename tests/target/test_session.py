@@ -17,7 +17,8 @@ from edgeprune.errors import DeviceError, InputError
 from edgeprune.export.gguf import export_gguf
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.on_target.agent import start_time
-from edgeprune.target.measure import Workload, bench_file, measure, send
+from edgeprune.target.measure import bench_file, measure, send
+from edgeprune.target.measurement import Workload
 from edgeprune.target.session import Device, open_device
 from edgeprune.target.target import Target
 
