@@ -33,7 +33,7 @@ from edgeprune.planning.tables import LossTable
 from edgeprune.planning.widths import least_of, served_components, served_ffn, served_heads
 from edgeprune.profiling.profile import Profile, profile
 from edgeprune.records import write_text
-from edgeprune.report.render import plan_lines
+from edgeprune.report.words import plan_lines
 from edgeprune.target.session import open_device
 from edgeprune.target.target import load_target
 

@@ -36,7 +36,7 @@ from edgeprune.planning.demand import Demand
 from edgeprune.planning.grammar import parse_budget
 from edgeprune.profiling.profile import Profile, profile
 from edgeprune.pruning.calibration import Effort, calibration_corpus
-from edgeprune.report.render import cuts_in_words
+from edgeprune.report.words import cuts_in_words
 from edgeprune.run.cutting import Cutting
 from edgeprune.run.strategies import STRATEGIES, strategy_of
 from edgeprune.rundir import RunDirectory

@@ -198,7 +198,8 @@ def run(
     Another: edgeprune run ./my-llama --target board --budget 'ram < 4 GB' --format onnx:int8
     """
     from edgeprune.pruning.calibration import effort_of, objective_of
-    from edgeprune.report.render import HEADER, before_after, verdict_lines
+    from edgeprune.report.tables import HEADER, before_after
+    from edgeprune.report.words import verdict_lines
     from edgeprune.run.options import Options
     from edgeprune.run.pipeline import run as run_pipeline
 
@@ -294,7 +295,7 @@ def bench(
     Example: edgeprune bench model-Q4_K_M.gguf --target board --prompt 128 --new 64
     """
     from edgeprune.records import Verdict
-    from edgeprune.report.render import measurement_rows
+    from edgeprune.report.tables import measurement_rows
     from edgeprune.target.measure import bench_file
     from edgeprune.target.measurement import Workload
 

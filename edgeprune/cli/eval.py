@@ -56,7 +56,8 @@ def evaluate(
     from edgeprune.quality.windows import Reading, Text, evaluation_kinds
     from edgeprune.report.artifacts import subject_of
     from edgeprune.report.evaluation import HEADER, SCORES, quality_line, score_rows, step_rows
-    from edgeprune.report.render import KINDS, kind_rows, replies_in_words
+    from edgeprune.report.tables import KINDS, kind_rows
+    from edgeprune.report.words import replies_in_words
 
     if stride is not None and stride > context:
         raise UsageError("a stride above the context would leave text out", got=stride,

@@ -42,7 +42,7 @@ def judge(
     from edgeprune.quality.judge import Replying, judge_artifact, read_prompts
     from edgeprune.quality.judges import open_judge
     from edgeprune.report.artifacts import subject_of
-    from edgeprune.report.render import judged_in_words
+    from edgeprune.report.words import judged_in_words
 
     if where is None:
         raise UsageError("there is no judge", remedy="--judge takes a URL or a .gguf file")

@@ -70,7 +70,8 @@ def plan(
     """
     from edgeprune.pruning.calibration import effort_of, objective_of
     from edgeprune.report.explain import explanation
-    from edgeprune.report.render import limits_in_words, plan_lines, predicted_rows
+    from edgeprune.report.tables import predicted_rows
+    from edgeprune.report.words import limits_in_words, plan_lines
     from edgeprune.run.options import Options
     from edgeprune.run.pipeline import plan_only
 
@@ -116,7 +117,8 @@ def profile(
     from edgeprune.model.source import shape_of_model
     from edgeprune.profiling.profile import profile as measure_profile
     from edgeprune.profiling.profile import profile_path
-    from edgeprune.report.render import profile_in_words, profile_rows
+    from edgeprune.report.tables import profile_rows
+    from edgeprune.report.words import profile_in_words
     from edgeprune.run.pipeline import set_threads
 
     quant = check_format(number_format(kind, quant))

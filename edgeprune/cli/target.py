@@ -132,7 +132,7 @@ def target_probe(name: Name, targets: Targets = Path("targets"), as_json: AsJson
 
     Example: edgeprune target probe board --json
     """
-    from edgeprune.report.render import facts_rows
+    from edgeprune.report.tables import facts_rows
 
     with open_with_progress(name, targets) as (device, _):
         facts = device.facts

@@ -22,6 +22,7 @@ from edgeprune.deploy.sbom import bill_of_materials
 from edgeprune.deploy.served import Served
 from edgeprune.deploy.signing import sign
 from edgeprune.errors import UsageError
+from edgeprune.model.runtimes import LLAMA_CPP_PYTHON
 from edgeprune.on_target.install import MODULES
 from edgeprune.on_target.install.checks import VERSION
 from edgeprune.on_target.install.places import ROOT, VERSIONS
@@ -29,7 +30,6 @@ from edgeprune.quality.windows import opened
 from edgeprune.records import Record, __version__, digest, file_digest, write_text
 from edgeprune.target.probe import DeviceFacts
 from edgeprune.target.runtime import (
-    LLAMA_CPP_PYTHON,
     ONNXRUNTIME,
     cpu_flags,
     onnx_archive,

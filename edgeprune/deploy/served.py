@@ -15,7 +15,8 @@ from edgeprune.planning.budget import Metric
 from edgeprune.planning.grammar import read_budget
 from edgeprune.report.artifacts import servable_of
 from edgeprune.report.outcome import Outcome
-from edgeprune.report.render import HEADER, before_after, plan_lines, verdict_lines
+from edgeprune.report.tables import HEADER, before_after
+from edgeprune.report.words import plan_lines, verdict_lines
 from edgeprune.target.measure import model_bytes
 from edgeprune.target.measurement import Workload
 from edgeprune.target.probe import DeviceFacts

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from edgeprune.model.onnx_formats import is_onnx
 from edgeprune.model.shape import LlamaShape
 
+LLAMA_CPP_PYTHON = "0.3.36"  # the version that is built for targets
 # How llama.cpp works (0.5.0): a prompt is evaluated in batches of UBATCH tokens (its default, which
 # the agent asks for); the KV cache is looked at in steps of KV_STEP tokens, and from SPLIT_KV on
 # the threads share the tokens of each head, where before they share the heads.

@@ -18,7 +18,7 @@ import numpy as np
 
 from edgeprune.export.artifact import synthetic
 from edgeprune.model.onnx_formats import is_onnx
-from edgeprune.model.runtimes import UBATCH, context_tokens, kv_cache_bytes
+from edgeprune.model.runtimes import LLAMA_CPP_PYTHON, UBATCH, context_tokens, kv_cache_bytes
 from edgeprune.model.shape import LlamaShape
 from edgeprune.on_target.runner import standard_error
 from edgeprune.planning.cost import Cost, CostModel
@@ -29,7 +29,7 @@ from edgeprune.records import Record, __version__, digest
 from edgeprune.target.measure import Subject, measure_in_turn
 from edgeprune.target.measurement import Measurement, Workload
 from edgeprune.target.probe import DeviceFacts
-from edgeprune.target.runtime import LLAMA_CPP_PYTHON, ONNXRUNTIME
+from edgeprune.target.runtime import ONNXRUNTIME
 from edgeprune.target.session import Device
 
 # Rounds are measured until times are known to PRECISION (one sigma, of the middle shape), or these

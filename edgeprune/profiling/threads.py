@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
+from edgeprune.model.runtimes import LLAMA_CPP_PYTHON
 from edgeprune.model.shape import LlamaShape
 from edgeprune.profiling.design import DesignPoint, reference_shape
 from edgeprune.profiling.polish import typical_times
@@ -17,7 +18,6 @@ from edgeprune.profiling.profile import lay_out, try_out
 from edgeprune.records import Record, __version__, digest
 from edgeprune.target.measure import measure_in_turn
 from edgeprune.target.measurement import Workload
-from edgeprune.target.runtime import LLAMA_CPP_PYTHON
 from edgeprune.target.session import Device
 
 ROUNDS, SECONDS = 12, 60

@@ -20,10 +20,11 @@ from edgeprune.quality.judges import open_judge
 from edgeprune.quality.results import Kinds, Quality
 from edgeprune.records import Record, Verdict, file_digest, write_text
 from edgeprune.recovery.recipe import Training, check_installed, recipe_of, share_back
+from edgeprune.report.markdown import report
 from edgeprune.report.outcome import Outcome, Recovery, figures_of
 from edgeprune.report.recovery import recovery_lines
-from edgeprune.report.render import measured_in_words, report
 from edgeprune.report.verdict import Judgement, judge, judge_quality, verdict
+from edgeprune.report.words import measured_in_words
 from edgeprune.run.options import Options
 from edgeprune.run.stages import Stages
 from edgeprune.rundir import OUTCOME

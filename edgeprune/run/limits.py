@@ -18,8 +18,8 @@ from edgeprune.planning.budget import COST_METRICS, MEDIAN, Budget, Metric, valu
 from edgeprune.planning.cost import Cost
 from edgeprune.planning.demand import Demand
 from edgeprune.profiling.profile import Profile, cost_of
-from edgeprune.report.render import cuts_in_words, profile_in_words
 from edgeprune.report.verdict import is_decided, measured_value, measured_values
+from edgeprune.report.words import cuts_in_words, profile_in_words
 from edgeprune.run.stages import Formats, Stages
 from edgeprune.target.interval import ratio_interval
 from edgeprune.target.measurement import Comparison, Measurement

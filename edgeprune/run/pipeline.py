@@ -32,8 +32,8 @@ from edgeprune.pruning.calibration import Effort, Objective, calibration_corpus
 from edgeprune.quality.windows import check_length, evaluation_kinds
 from edgeprune.records import Record, Verdict
 from edgeprune.report.outcome import Outcome
-from edgeprune.report.render import limits_in_words, measured_in_words, plan_lines
 from edgeprune.report.verdict import Judgement, is_decided, judge, requests_needed, verdict
+from edgeprune.report.words import limits_in_words, measured_in_words, plan_lines
 from edgeprune.run.finish import Round, check_judge, finish, train_and_finish, training_of
 from edgeprune.run.limits import choose_format, median_limits
 from edgeprune.run.onnx_choice import admitted

@@ -18,17 +18,21 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from edgeprune.cache import cache_directory
 from edgeprune.errors import DeviceError, EdgePruneError
+from edgeprune.model.runtimes import LLAMA_CPP_PYTHON
 from edgeprune.records import digest, file_digest
+from edgeprune.target.cross_build import (
+    GLIBC,
+    build_wheel,
+    cmake_arguments,
+    tool_version,
+)
 from edgeprune.target.probe import DeviceFacts, parse_cpuinfo
-from edgeprune.target.transport import Transport, check_room, checked, rename, sending
+from edgeprune.target.transport import Notify, Transport, check_room, checked, rename, sending
 
-Notify = Callable[[str], None]
-LLAMA_CPP_PYTHON = "0.3.36"
 ONNXRUNTIME = "1.32.0"
 ONNX_PACKAGES = (f"onnxruntime=={ONNXRUNTIME}", "numpy")
 # llama-cpp-python's own, its server's, and what ours counts with
@@ -37,9 +41,6 @@ SERVER_PACKAGES = (
     "pydantic-settings>=2", "prometheus-client>=0.20", "jinja2>=2.11", "diskcache>=5.6", "numpy",
     "typing-extensions>=4.5")
 ARM, LIKE_HERE = "aarch64", "native"
-GLIBC = (2, 28)  # what the cross-built libraries ask for: Debian 10, Ubuntu 18.10 and later
-BUILD_TOOLS = {"ziglang": "ziglang", "scikit-build-core": "scikit_build_core",
-               "ninja": "ninja", "cmake": "cmake", "pip": "pip"}
 # ggml's kernels by the name that /proc/cpuinfo gives a feature and the one that compilers do.
 _FEATURES = {"asimddp": "dotprod", "asimdhp": "fullfp16", "i8mm": "i8mm"}
 
@@ -89,8 +90,8 @@ def runtime_archive(facts: DeviceFacts, notify: Notify) -> Path:
     flags = cpu_flags(facts)
     if flags == LIKE_HERE:
         return _installed()
-    zig = _tool_version("ziglang")
-    key = digest(LLAMA_CPP_PYTHON, flags, GLIBC, zig, _cmake_arguments(Path("zig"), flags))
+    zig = tool_version("ziglang")
+    key = digest(LLAMA_CPP_PYTHON, flags, GLIBC, zig, cmake_arguments(Path("zig"), flags))
     directory = cache_directory() / "runtimes" / key
     if not (archives := sorted(directory.glob("*.zip"))):
         archives = [_assemble(directory, flags, notify)]
@@ -212,21 +213,11 @@ def check_supported(facts: DeviceFacts) -> None:
         )
 
 
-def _tool_version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError as error:
-        raise EdgePruneError(
-            f"building the device runtime needs the package {package}",
-            remedy="pip install 'edgeprune[cross]'",
-        ) from error
-
-
 def _assemble(directory: Path, flags: str, notify: Notify) -> Path:
     """Build the wheel and zip it with what it imports, unpacked as it will lie on the target."""
     work = directory.with_name(f"{directory.name}.part{os.getpid()}")
     shutil.rmtree(work, ignore_errors=True)
-    wheel = _build_wheel(work, flags, notify)
+    wheel = build_wheel(work, flags, notify)
     with zipfile.ZipFile(wheel) as packed:
         packed.extractall(work / "site", [n for n in packed.namelist() if _is_llama(n)])
     return _with_extensions(work, directory)
@@ -281,61 +272,3 @@ def _pack(work: Path, directory: Path) -> Path:
     packed_site.replace(final)
     shutil.rmtree(work)
     return final
-
-
-def _build_wheel(work: Path, flags: str, notify: Notify) -> Path:
-    for package, module in BUILD_TOOLS.items():
-        if importlib.util.find_spec(module) is None:
-            _tool_version(package)
-    tools = _compiler_wrappers(work / "zig")
-    scripts = str(Path(sys.executable).parent)
-    environment = {
-        **os.environ,
-        "PATH": f"{scripts}{os.pathsep}{os.environ.get('PATH', '')}",
-        "CMAKE_ARGS": " ".join(_cmake_arguments(tools, flags)),
-        "CMAKE_GENERATOR": "Ninja",
-    }
-    log = work / "build.log"
-    notify(f"cross-building llama-cpp-python {LLAMA_CPP_PYTHON} for {flags} (once, minutes)")
-    # --no-cache-dir: the wheel is tagged with this machine's platform, and pip would hand it to
-    # the next `pip install llama-cpp-python` here
-    argv = [sys.executable, "-m", "pip", "wheel", "--no-cache-dir", "--no-deps",
-            "--no-build-isolation", "--no-binary", "llama-cpp-python", "--wheel-dir", str(work),
-            f"llama-cpp-python=={LLAMA_CPP_PYTHON}"]
-    with log.open("w") as output:
-        done = subprocess.run(argv, env=environment, stdout=output, stderr=subprocess.STDOUT,
-                              check=False)
-    wheels = sorted(work.glob("llama_cpp_python-*.whl"))
-    if done.returncode or not wheels:
-        raise EdgePruneError(f"the device runtime could not be built; see {log}",
-                             got=f"status {done.returncode}")
-    return wheels[0]
-
-
-def _compiler_wrappers(directory: Path) -> Path:
-    """Write the commands that cmake takes for a compiler: zig, told the target once for all."""
-    directory.mkdir(parents=True)
-    libc = f"aarch64-linux-gnu.{GLIBC[0]}.{GLIBC[1]}"
-    for name, extra in {"cc": f"-target {libc}", "c++": f"-target {libc}", "ar": "",
-                        "ranlib": ""}.items():
-        wrapper = directory / name
-        wrapper.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m ziglang {name} {extra} "$@"\n')
-        wrapper.chmod(0o755)
-    return directory
-
-
-def _cmake_arguments(tools: Path, flags: str) -> list[str]:
-    definitions = {
-        "CMAKE_SYSTEM_NAME": "Linux",
-        "CMAKE_SYSTEM_PROCESSOR": "aarch64",
-        "CMAKE_C_COMPILER": tools / "cc",
-        "CMAKE_CXX_COMPILER": tools / "c++",
-        "CMAKE_AR": tools / "ar",
-        "CMAKE_RANLIB": tools / "ranlib",
-        "CMAKE_C_FLAGS": f"-mcpu={flags}",
-        "CMAKE_CXX_FLAGS": f"-mcpu={flags}",
-        "GGML_NATIVE": "OFF",
-        "GGML_OPENMP": "OFF",
-        "LLAVA_BUILD": "OFF",
-    }
-    return [f"-D{name}={value}" for name, value in definitions.items()]

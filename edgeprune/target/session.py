@@ -22,10 +22,11 @@ from edgeprune.target.fitness import check_usable
 from edgeprune.target.jobs import Jobs
 from edgeprune.target.persistence import PersistentTransport
 from edgeprune.target.probe import DeviceFacts, probe
-from edgeprune.target.runtime import Notify, onnx_archive, provision, runtime_archive
+from edgeprune.target.runtime import onnx_archive, provision, runtime_archive
 from edgeprune.target.target import Target
 from edgeprune.target.transport import (
     LocalTransport,
+    Notify,
     Transport,
     check_room,
     checked,

@@ -20,6 +20,7 @@ from edgeprune.errors import DeviceError
 
 MOST_OUTPUT_BYTES = 2**26  # of a command or an answer: a target may be broken, or lie
 SPARE_BYTES = 2**25  # of a target's disk, for logs and results
+Notify = Callable[[str], None]  # told what is being done just now
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 

@@ -11,8 +11,8 @@ from edgeprune.recovery.recipe import RECIPES, KindLoss, Recovered
 from edgeprune.report.evaluation import quality_line, step_rows
 from edgeprune.report.outcome import Recovery
 from edgeprune.report.recovery import recovery_lines, share_in_words
-from edgeprune.report.render import judged_in_words, verdict_lines
-from tests.report.test_render import outcome
+from edgeprune.report.words import judged_in_words, verdict_lines
+from tests.report.test_words import outcome
 
 
 def trained(**changes: object) -> Recovered:

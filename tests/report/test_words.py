@@ -18,20 +18,17 @@ from edgeprune.quality.results import Divergence, Kinds
 from edgeprune.quality.results import Step as Lost
 from edgeprune.quality.windows import EACH
 from edgeprune.records import Verdict
+from edgeprune.report.markdown import report
 from edgeprune.report.outcome import Outcome, figures_of
-from edgeprune.report.render import (
-    before_after,
+from edgeprune.report.tables import before_after, facts_rows, markdown_table, measurement_rows
+from edgeprune.report.verdict import Judgement
+from edgeprune.report.words import (
     cuts_in_words,
-    facts_rows,
     judgement_in_words,
     limits_in_words,
-    markdown_table,
-    measurement_rows,
     plan_lines,
-    report,
     verdict_lines,
 )
-from edgeprune.report.verdict import Judgement
 from edgeprune.target.interval import Interval
 from edgeprune.target.measurement import Memory
 from edgeprune.target.probe import facts_of
