@@ -1,0 +1,70 @@
+"""The command `edgeprune export`: parse, call, print."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgeprune.cli.console import (
+    AllowLoss,
+    Format,
+    Model,
+    Quant,
+    check_destination,
+    number_format,
+    progress,
+)
+from edgeprune.model.quantization import DEFAULT_FORMAT
+
+
+def export(
+    model: Model,
+    destination: Annotated[Path, typer.Argument(help=(
+        "The .gguf file to write, or the directory of an ONNX model."))],
+    kind: Format = "gguf",
+    quant: Quant = DEFAULT_FORMAT,
+    allow_quality_loss: AllowLoss = False,
+    force: Annotated[bool, typer.Option("--force", help=(
+        "Overwrite the file, or the directory of an ONNX model."))] = False,
+) -> None:
+    """Convert a model to GGUF or ONNX, unpruned.
+
+    Example: edgeprune export ./my-llama my-llama-Q5_K_M.gguf --quant Q5_K_M
+
+    Another: edgeprune export ./my-llama my-llama-int8 --format onnx:int8
+    """
+    from tempfile import TemporaryDirectory
+
+    from edgeprune.export.artifact import export as export_artifact
+    from edgeprune.model.checkpoint import Checkpoint
+    from edgeprune.model.onnx_formats import FLOAT, GRAPH, is_onnx, is_quantized_onnx
+    from edgeprune.model.quantization import check_format
+    from edgeprune.model.source import resolve_model
+    from edgeprune.model.tokenizer import tokenizer_of
+    from edgeprune.quality.evaluate import perplexity
+    from edgeprune.quality.loss import check_loss, perplexity_as
+    from edgeprune.target.measure import model_bytes
+
+    quant = check_format(number_format(kind, quant))
+    check_destination(destination, Path(model), holds=GRAPH if is_onnx(quant) else None,
+                      force=force)
+    with progress() as (say, notify):
+        name, directory = resolve_model(model, notify=notify)
+        checkpoint = Checkpoint(directory)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}.") as part:
+            tokenizer = tokenizer_of(directory, Path(part) / "tokenizer.gguf")
+            made = Path(part) / destination.name
+            notify(f"writing {quant}")
+            export_artifact(checkpoint, tokenizer, made, quant=quant, name=name)
+            if is_quantized_onnx(quant) and not allow_quality_loss:
+                exact = perplexity_as(checkpoint, tokenizer, FLOAT, Path(part), notify=notify)
+                check_loss(quant, perplexity(made, notify=notify), exact)
+            if destination.is_dir():
+                shutil.rmtree(destination)
+            made.replace(destination)
+        say(f"{destination}: {model_bytes(destination) / 2**20:.1f} MiB, {quant}, "
+            f"{checkpoint.shape.describe()}")
