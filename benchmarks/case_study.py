@@ -28,8 +28,8 @@ from edgeprune.planning.budget import Metric
 from edgeprune.planning.cost import Cost
 from edgeprune.planning.demand import Demand
 from edgeprune.planning.grammar import parse_budget
+from edgeprune.planning.loss_table import LossTable
 from edgeprune.planning.recipes import joint_plans
-from edgeprune.planning.tables import LossTable
 from edgeprune.planning.widths import least_of, served_components, served_ffn, served_heads
 from edgeprune.profiling.profile import Profile, profile
 from edgeprune.records import write_text

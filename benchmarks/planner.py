@@ -30,7 +30,7 @@ from edgeprune.planning.cost import Cost
 from edgeprune.planning.exact import gap, solve_exact
 from edgeprune.planning.grammar import parse_budget
 from edgeprune.planning.greedy import make_plan
-from edgeprune.planning.tables import LossTable
+from edgeprune.planning.loss_table import LossTable
 from edgeprune.planning.widths import least_of, served_ffn
 
 GAP = 0.02  # what counts as near

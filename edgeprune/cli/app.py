@@ -123,8 +123,11 @@ def options(
     logging.getLogger("paramiko").setLevel(logging.INFO if verbose else logging.CRITICAL)
 
 
-for _command in (run, export, bench, plan, profile):
-    app.command()(_command)
+app.command()(run)
+app.command()(export)
+app.command()(bench)
+app.command()(plan)
+app.command()(profile)
 app.command("eval")(evaluate)
 app.command("judge")(judge_command)
 app.command("recover")(recover_command)

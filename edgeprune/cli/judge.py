@@ -39,8 +39,8 @@ def judge(
     Another: edgeprune judge small.gguf --against big.gguf --prompts prompts.txt --judge big.gguf
     """
     from edgeprune.errors import UsageError
-    from edgeprune.quality.judge import Replying, judge_artifact, read_prompts
-    from edgeprune.quality.judges import open_judge
+    from edgeprune.quality.judge_backends import open_judge
+    from edgeprune.quality.llm_judge import Replying, judge_artifact, read_prompts
     from edgeprune.report.artifacts import subject_of
     from edgeprune.report.words import judged_in_words
 

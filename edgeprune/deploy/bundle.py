@@ -16,7 +16,7 @@ from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
-from edgeprune.deploy.known import known_answer, timed_prompts
+from edgeprune.deploy.known_answer import known_answer, timed_prompts
 from edgeprune.deploy.manifest import CONFIG, MANIFEST, SIGNATURE, File, Gate, Manifest
 from edgeprune.deploy.sbom import bill_of_materials
 from edgeprune.deploy.served import Served
@@ -25,7 +25,7 @@ from edgeprune.errors import UsageError
 from edgeprune.model.runtimes import LLAMA_CPP_PYTHON
 from edgeprune.on_target.install import MODULES
 from edgeprune.on_target.install.checks import VERSION
-from edgeprune.on_target.install.places import ROOT, VERSIONS
+from edgeprune.on_target.install.layout import ROOT, VERSIONS
 from edgeprune.quality.windows import opened
 from edgeprune.records import Record, __version__, digest, file_digest, write_text
 from edgeprune.target.probe import DeviceFacts

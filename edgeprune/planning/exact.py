@@ -22,9 +22,9 @@ import numpy as np
 
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape
-from edgeprune.planning.aim import MARGIN, Aim, Predict
 from edgeprune.planning.budget import Budget, Metric
-from edgeprune.planning.tables import FIELDS, LossTable
+from edgeprune.planning.goals import MARGIN, Aim, Predict
+from edgeprune.planning.loss_table import FIELDS, LossTable
 from edgeprune.planning.widths import Widths, least_of, served_widths
 
 TOLERANCE = 1e-9  # nats

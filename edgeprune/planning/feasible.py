@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from edgeprune.errors import InfeasibleError
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape
-from edgeprune.planning.aim import MARGIN, Predict
 from edgeprune.planning.budget import Budget, Metric, violation
+from edgeprune.planning.goals import MARGIN, Predict
 from edgeprune.planning.widths import smallest_shapes
 
 

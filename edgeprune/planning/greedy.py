@@ -22,14 +22,14 @@ from pydantic import Field
 
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape
-from edgeprune.planning.aim import MARGIN, Aim, Predict
 from edgeprune.planning.budget import Budget, Metric
 from edgeprune.planning.cost import Cost
 from edgeprune.planning.exact import solve_exact
 from edgeprune.planning.feasible import check_feasible, out_of_reach
+from edgeprune.planning.goals import MARGIN, Aim, Predict
+from edgeprune.planning.loss_table import Estimate, LossTable, Score, Scores
 from edgeprune.planning.moves import Kind, Move, moves, why_width
 from edgeprune.planning.refine import State, refine
-from edgeprune.planning.tables import Estimate, LossTable, Score, Scores
 from edgeprune.records import Record
 
 BATCH = 4  # candidates scored together: they share the layers before their first difference

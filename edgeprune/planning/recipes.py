@@ -12,12 +12,12 @@ from enum import StrEnum
 from edgeprune.errors import InfeasibleError
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape
-from edgeprune.planning.aim import Aim
 from edgeprune.planning.demand import Demand
 from edgeprune.planning.feasible import check_feasible, out_of_reach
+from edgeprune.planning.goals import Aim
 from edgeprune.planning.greedy import Plan, make_plan
+from edgeprune.planning.loss_table import Score
 from edgeprune.planning.moves import Kind, describe_change
-from edgeprune.planning.tables import Score
 from edgeprune.planning.widths import (
     KEEP,
     Widths,

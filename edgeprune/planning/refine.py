@@ -21,9 +21,9 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from edgeprune.model.cuts import Cuts
-from edgeprune.planning.aim import Aim
+from edgeprune.planning.goals import Aim
+from edgeprune.planning.loss_table import FIELDS, Estimate, Scores
 from edgeprune.planning.moves import describe_change, moves, moves_back, why_width
-from edgeprune.planning.tables import FIELDS, Estimate, Scores
 from edgeprune.planning.widths import least_of, served_widths, widths_of
 
 # A real score takes about a second. A batch shares the layers before its first difference, and all

@@ -23,8 +23,8 @@ from edgeprune.model.shape import LlamaShape
 from edgeprune.on_target.runner import standard_error
 from edgeprune.planning.cost import Cost, CostModel
 from edgeprune.profiling.design import DesignPoint, Pace, design, pace_of, reference_shape
+from edgeprune.profiling.drift import typical_times
 from edgeprune.profiling.fit import Point, fit_cost_model
-from edgeprune.profiling.polish import typical_times
 from edgeprune.records import Record, __version__, digest
 from edgeprune.target.measure import Subject, measure_in_turn
 from edgeprune.target.measurement import Measurement, Workload
@@ -215,7 +215,7 @@ def blocks_of(need_bytes: Sequence[float], room_bytes: float) -> list[list[int]]
 
 
 def points_of(samples: Iterable[Sample]) -> list[Point]:
-    """Return each measured shape once, with its typical cost (`edgeprune.profiling.polish`)."""
+    """Return each measured shape once, with its typical cost (`edgeprune.profiling.drift`)."""
     blocks = _by_block(samples)
     once = [sample for number, block in enumerate(blocks)
             for sample in (block[1:] if number else block)]

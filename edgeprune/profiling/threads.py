@@ -13,7 +13,7 @@ from pathlib import Path
 from edgeprune.model.runtimes import LLAMA_CPP_PYTHON
 from edgeprune.model.shape import LlamaShape
 from edgeprune.profiling.design import DesignPoint, reference_shape
-from edgeprune.profiling.polish import typical_times
+from edgeprune.profiling.drift import typical_times
 from edgeprune.profiling.profile import lay_out, try_out
 from edgeprune.records import Record, __version__, digest
 from edgeprune.target.measure import measure_in_turn

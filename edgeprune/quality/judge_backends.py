@@ -16,7 +16,7 @@ import numpy as np
 
 from edgeprune.errors import JudgeError, UsageError
 from edgeprune.model.gguf import GgufModel
-from edgeprune.quality.judge import (
+from edgeprune.quality.llm_judge import (
     LETTERS,
     Judge,
     Opinion,

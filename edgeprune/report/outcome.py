@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edgeprune.planning.budget import Budget
 from edgeprune.planning.greedy import Plan
-from edgeprune.quality.judge import Judged
+from edgeprune.quality.llm_judge import Judged
 from edgeprune.quality.results import Kinds
 from edgeprune.records import Record, Verdict
 from edgeprune.recovery.recipe import Recovered

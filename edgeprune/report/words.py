@@ -12,7 +12,7 @@ from edgeprune.model.cuts import Cuts
 from edgeprune.planning.budget import Metric
 from edgeprune.planning.greedy import Plan
 from edgeprune.profiling.profile import Profile
-from edgeprune.quality.judge import Judged
+from edgeprune.quality.llm_judge import Judged
 from edgeprune.quality.results import Divergence, Kinds
 from edgeprune.records import Verdict
 from edgeprune.report.outcome import Outcome

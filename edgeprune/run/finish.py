@@ -15,8 +15,8 @@ from edgeprune.model.cuts import Cuts
 from edgeprune.model.onnx_formats import is_quantized_onnx
 from edgeprune.planning.budget import Budget, Metric
 from edgeprune.planning.greedy import Plan
-from edgeprune.quality.judge import Pair, read_prompts
-from edgeprune.quality.judges import open_judge
+from edgeprune.quality.judge_backends import open_judge
+from edgeprune.quality.llm_judge import Pair, read_prompts
 from edgeprune.quality.results import Kinds, Quality
 from edgeprune.records import Record, Verdict, file_digest, write_text
 from edgeprune.recovery.recipe import Training, check_installed, recipe_of, share_back

@@ -12,11 +12,11 @@ from dataclasses import replace
 
 from edgeprune.errors import InfeasibleError
 from edgeprune.model.shape import LlamaShape
-from edgeprune.planning.aim import MARGIN
 from edgeprune.planning.bounds import check_demand
 from edgeprune.planning.budget import COST_METRICS, MEDIAN, Budget, Metric, value_of, violation
 from edgeprune.planning.cost import Cost
 from edgeprune.planning.demand import Demand
+from edgeprune.planning.goals import MARGIN
 from edgeprune.profiling.profile import Profile, cost_of
 from edgeprune.report.verdict import is_decided, measured_value, measured_values
 from edgeprune.report.words import cuts_in_words, profile_in_words

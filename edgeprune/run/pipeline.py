@@ -20,10 +20,10 @@ from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.quantization import DEFAULT_FORMAT, check_format
 from edgeprune.model.shape import LlamaShape
 from edgeprune.model.source import resolve_model
-from edgeprune.planning.aim import MARGIN
 from edgeprune.planning.bounds import check_demand
 from edgeprune.planning.budget import Budget
 from edgeprune.planning.demand import Demand
+from edgeprune.planning.goals import MARGIN
 from edgeprune.planning.grammar import read_budget
 from edgeprune.planning.greedy import Plan
 from edgeprune.profiling.profile import Profile, cost_of

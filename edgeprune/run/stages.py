@@ -26,7 +26,7 @@ from edgeprune.profiling.profile import Profile, profile
 from edgeprune.pruning.calibration import Corpus, Effort, Objective
 from edgeprune.pruning.loss import Loss, worse_half
 from edgeprune.quality.evaluate import judge_kinds, kinds_losses, perplexity
-from edgeprune.quality.judge import Judge, Judged, judge_artifact
+from edgeprune.quality.llm_judge import Judge, Judged, judge_artifact
 from edgeprune.quality.loss import check_loss, perplexity_as
 from edgeprune.quality.results import Kinds, Quality
 from edgeprune.quality.windows import EACH, SHORT_EACH, TWO_EACH, Text

@@ -19,10 +19,10 @@ from typing import NamedTuple
 import paramiko
 
 from edgeprune.errors import ConnectionLost, DeviceError
-from edgeprune.target.aside import aside
 from edgeprune.target.route import Route, hop_of, route_of
 from edgeprune.target.target import Target
 from edgeprune.target.trust import changed_key, known_keys
+from edgeprune.target.uninterrupted import aside
 
 PASSPHRASE = "EDGEPRUNE_KEY_PASSPHRASE"  # noqa: S105 - where one may be
 _MOST_HOPS = 8

@@ -24,7 +24,6 @@ import paramiko
 
 from edgeprune.errors import ConnectionLost, DeviceError
 from edgeprune.records import file_digest
-from edgeprune.target.aside import aside
 from edgeprune.target.login import Ask, Login, ask_passphrase, log_in
 from edgeprune.target.target import Target
 from edgeprune.target.transport import (
@@ -34,6 +33,7 @@ from edgeprune.target.transport import (
     checked,
     no_progress,
 )
+from edgeprune.target.uninterrupted import aside
 
 CHUNK_BYTES = 32768
 STALL_S = 120  # without a byte taken

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from edgeprune.deploy.bundle import Serving, package
-from edgeprune.deploy.known import known_answer, timed_prompts
+from edgeprune.deploy.known_answer import known_answer, timed_prompts
 from edgeprune.deploy.manifest import MANIFEST, Manifest
 from edgeprune.deploy.served import UNKNOWN, Served, licence_of, served_of_artifact
 from edgeprune.deploy.signing import public_key

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape
-from edgeprune.planning.aim import MARGIN
 from edgeprune.planning.budget import violation
 from edgeprune.planning.exact import gap
+from edgeprune.planning.goals import MARGIN
 from edgeprune.planning.grammar import parse_budget
-from edgeprune.planning.tables import LossTable
+from edgeprune.planning.loss_table import LossTable
 from edgeprune.planning.widths import corners, shape_of
 from tests.planning.worlds import (
     FREE,

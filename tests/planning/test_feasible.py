@@ -6,9 +6,9 @@ import pytest
 
 from edgeprune.errors import InfeasibleError
 from edgeprune.model.shape import LlamaShape
-from edgeprune.planning.aim import MARGIN
 from edgeprune.planning.budget import Metric
 from edgeprune.planning.feasible import check_feasible
+from edgeprune.planning.goals import MARGIN
 from edgeprune.planning.grammar import parse_budget
 from edgeprune.planning.greedy import make_plan
 from tests.planning.worlds import BLOCKS, FREE, even_table, limits_of, plan, predict

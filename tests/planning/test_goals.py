@@ -6,9 +6,9 @@ import pytest
 
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape
-from edgeprune.planning.aim import Aim, goals
 from edgeprune.planning.budget import Metric
 from edgeprune.planning.cost import Cost
+from edgeprune.planning.goals import Aim, goals
 from edgeprune.planning.grammar import parse_budget
 from edgeprune.planning.widths import Widths, served_widths
 from tests.planning.worlds import BLOCKS, limits_of, predict

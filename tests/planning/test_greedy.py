@@ -18,8 +18,8 @@ from edgeprune.model.shape import LlamaShape
 from edgeprune.planning.budget import violation
 from edgeprune.planning.grammar import parse_budget
 from edgeprune.planning.greedy import least_loss, make_plan
+from edgeprune.planning.loss_table import LossTable
 from edgeprune.planning.moves import Kind
-from edgeprune.planning.tables import LossTable
 from edgeprune.planning.widths import served_widths, widths_of
 from tests.planning.worlds import (
     BLOCKS,

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape
+from edgeprune.planning.loss_table import Estimate, LossTable, Scores
 from edgeprune.planning.moves import moves
-from edgeprune.planning.tables import Estimate, LossTable, Scores
 from tests.planning.worlds import WIDE, even_table, tables
 
 

@@ -15,8 +15,8 @@ from edgeprune.planning.cost import Cost
 from edgeprune.planning.exact import solve_exact
 from edgeprune.planning.grammar import parse_budget
 from edgeprune.planning.greedy import make_plan
+from edgeprune.planning.loss_table import LossTable
 from edgeprune.planning.refine import CANDIDATES, PASSES
-from edgeprune.planning.tables import LossTable
 from edgeprune.planning.widths import widths_of
 from tests.planning.worlds import (
     BLOCKS,

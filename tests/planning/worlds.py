@@ -14,7 +14,7 @@ from edgeprune.planning.cost import Cost
 from edgeprune.planning.exact import Solution, solve_exact
 from edgeprune.planning.grammar import parse_budget
 from edgeprune.planning.greedy import Plan, make_plan
-from edgeprune.planning.tables import LossTable, Score
+from edgeprune.planning.loss_table import LossTable, Score
 from edgeprune.planning.widths import served_widths
 
 # attn_output rows of 80, no multiple of 32: any number of heads is as good as any other

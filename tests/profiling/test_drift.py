@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeprune.profiling.polish import typical_times
+from edgeprune.profiling.drift import typical_times
 
 TRUE = np.array([7.0, 4.0, 3.0, 9.0, 2.5])
 

@@ -18,8 +18,8 @@ from edgeprune.export.gguf import export_gguf
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import Cuts
 from edgeprune.pruning.surgery import prune
-from edgeprune.quality.judge import Judge, Judged, Pair, Replying, judge_artifact
-from edgeprune.quality.judges import EndpointJudge, open_judge
+from edgeprune.quality.judge_backends import EndpointJudge, open_judge
+from edgeprune.quality.llm_judge import Judge, Judged, Pair, Replying, judge_artifact
 
 pytestmark = pytest.mark.smollm2
 PROMPTS = ["What is the capital of France?", "Write a sentence about the sea.",

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeprune.errors import InputError, JudgeError
-from edgeprune.quality.judge import (
+from edgeprune.quality.judge_backends import opinion_in
+from edgeprune.quality.llm_judge import (
     Opinion,
     Pair,
     Replying,
@@ -25,7 +26,6 @@ from edgeprune.quality.judge import (
     result_of,
     tally,
 )
-from edgeprune.quality.judges import opinion_in
 
 PROMPTS = ["one", "two", "three"]
 RESULTS: tuple[Result, ...] = ("win", "tie", "loss", "invalid")

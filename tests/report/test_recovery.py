@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from edgeprune.quality.judge import tally
+from edgeprune.quality.llm_judge import tally
 from edgeprune.quality.results import Divergence, Evaluation, Kinds, Quality, Step
 from edgeprune.quality.windows import Reading
 from edgeprune.recovery.recipe import RECIPES, KindLoss, Recovered

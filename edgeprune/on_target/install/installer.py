@@ -3,7 +3,7 @@
     python3 -m edgeprune.on_target.install.installer deploy --bundle DIRECTORY [--signer KEY]
     python3 -m edgeprune.on_target.install.installer status | rollback | undeploy
 
-In: a bundle. Out: a systemd service, laid out as `places.py` says; one line of JSON on stdout. Runs
+In: a bundle. Out: a systemd service, laid out as `layout.py` says; one line of JSON on stdout. Runs
 on the target as root; standard library only, Python 3.9 and later.
 
 Nothing of a bundle runs before its signature and the hash of every file were checked. The version
@@ -27,9 +27,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from edgeprune.on_target.install import checks, places, trial, units
+from edgeprune.on_target.install import checks, layout, service, trial, units
 from edgeprune.on_target.install.errors import RefusedError
-from edgeprune.on_target.install.service import _end, _held, _open, _start, _switch, _tidy
 
 OPEN = "127.0.0.1:8080"
 
@@ -46,41 +45,41 @@ def deploy(options: argparse.Namespace) -> dict[str, Any]:
     allowed = _allowed(options.signer, replace=options.replace_signer)
     manifest = checks.signed_manifest(bundle, allowed)
     checks.check_machine(manifest)
-    listen = options.listen or places.read(places.LISTEN) or OPEN
+    listen = options.listen or layout.read(layout.LISTEN) or OPEN
     _check_listen(listen, options.api_key_file)
     version = manifest["version"]
-    old = places.version_of(places.CURRENT)
+    old = layout.version_of(layout.CURRENT)
     if version == old and units.is_active(units.unit_of(version)) and _is_same(bundle, version):
         return {"version": version, "already": "already served"}
-    place = places.VERSIONS / version
+    place = layout.VERSIONS / version
     store = json.loads(options.store.read_text(encoding="utf-8")) if options.store else {}
-    is_new, old_key = not place.is_dir(), places.read(places.KEY)
+    is_new, old_key = not place.is_dir(), layout.read(layout.KEY)
     if not is_new and not _is_same(bundle, version):
         raise RefusedError(f"another bundle is installed as version {version}; package this one "
                            "with another --version")
     try:
         if is_new:
-            checks.check_disk(places.missing_files(manifest), places.ROOT.parent)
-            places.lay_out(manifest, bundle, store, place)
+            checks.check_disk(layout.missing_files(manifest), layout.ROOT.parent)
+            layout.lay_out(manifest, bundle, store, place)
         if options.api_key_file:
-            places.keep(places.KEY, options.api_key_file.read_text(encoding="utf-8").strip())
+            layout.keep(layout.KEY, options.api_key_file.read_text(encoding="utf-8").strip())
             options.api_key_file.unlink()
         figures = _tried(manifest, place, old)
     except BaseException:
-        if places.ROOT.is_dir():
-            places.keep(places.KEY, old_key)
+        if layout.ROOT.is_dir():
+            layout.keep(layout.KEY, old_key)
         if version != old:
             units.remove(units.unit_of(version))
         if is_new:
             shutil.rmtree(place, ignore_errors=True)
-            _tidy()
+            service.tidy()
         raise
-    places.keep(places.SIGNERS, allowed)
-    _switch(version, old)
-    _open(listen, proxy)
+    layout.keep(layout.SIGNERS, allowed)
+    service.switch(version, old)
+    service.open_address(listen, proxy)
     if old and old != version:
-        _end(old)
-    _tidy()
+        service.end(old)
+    service.tidy()
     return {"version": version, "previous": old, "listen": listen, "measured": figures,
             "took_s": round(time.monotonic() - began, 1)}
 
@@ -91,47 +90,47 @@ def rollback(_: argparse.Namespace) -> dict[str, Any]:
     Raises:
         RefusedError: There is none, or it does not answer any more.
     """
-    version, old = places.version_of(places.PREVIOUS), places.version_of(places.CURRENT)
+    version, old = layout.version_of(layout.PREVIOUS), layout.version_of(layout.CURRENT)
     if version is None:
         raise RefusedError("there is no version to go back to")
-    manifest = json.loads((places.VERSIONS / version / checks.MANIFEST).read_text(encoding="utf-8"))
+    manifest = json.loads((layout.VERSIONS / version / checks.MANIFEST).read_text(encoding="utf-8"))
     try:
-        _start(version)
-        trial.check_answer(places.socket_of(version), manifest["gate"], places.read(places.KEY))
+        service.start(version)
+        trial.check_answer(layout.socket_of(version), manifest["gate"], layout.read(layout.KEY))
     except RefusedError:
         units.remove(units.unit_of(version))
         raise
-    _switch(version, old)
+    service.switch(version, old)
     if old:
-        _end(old)
+        service.end(old)
     return {"version": version, "previous": old}
 
 
 def status(_: argparse.Namespace) -> dict[str, Any]:
     """Return what is served, and how it is."""
-    version, runtimes = places.version_of(places.CURRENT), places.runtimes()
+    version, runtimes = layout.version_of(layout.CURRENT), layout.runtimes()
     if version is None:
         return {"version": None, "runtimes": runtimes}
     found: dict[str, Any] = {
-        "version": version, "runtimes": runtimes, "previous": places.version_of(places.PREVIOUS),
-        "listen": places.read(places.LISTEN), "active": False}
-    manifest = json.loads((places.VERSIONS / version / checks.MANIFEST).read_text(encoding="utf-8"))
+        "version": version, "runtimes": runtimes, "previous": layout.version_of(layout.PREVIOUS),
+        "listen": layout.read(layout.LISTEN), "active": False}
+    manifest = json.loads((layout.VERSIONS / version / checks.MANIFEST).read_text(encoding="utf-8"))
     told = units.show(units.unit_of(version), "ActiveState", "MemoryCurrent", "NRestarts")
     found.update(model=manifest["name"], active=told.get("ActiveState") == "active",
                  memory_bytes=_number(told.get("MemoryCurrent")),
                  restarts=_number(told.get("NRestarts")),
                  promised=[dict(limit) for limit in manifest["gate"]["limits"]])
     with contextlib.suppress(OSError, RefusedError):
-        found["health"] = trial.health(places.socket_of(version))
+        found["health"] = trial.health(layout.socket_of(version))
     return found
 
 
 def undeploy(_: argparse.Namespace) -> dict[str, Any]:
     """Stop what is served and remove all of it."""
-    version = places.version_of(places.CURRENT)
+    version = layout.version_of(layout.CURRENT)
     units.remove(units.ADDRESS, units.WAY, *(
-        units.unit_of(place.name) for place in places.VERSIONS.glob("*")))
-    for directory in (places.ROOT, places.SOCKETS):
+        units.unit_of(place.name) for place in layout.VERSIONS.glob("*")))
+    for directory in (layout.ROOT, layout.SOCKETS):
         shutil.rmtree(directory, ignore_errors=True)
     return {"removed": version}
 
@@ -141,7 +140,7 @@ def undeploy(_: argparse.Namespace) -> dict[str, Any]:
 
 def _allowed(signer: str | None, *, replace: bool) -> str:
     """Return whose bundles are installed: who is trusted here, else who is named."""
-    known = places.read(places.SIGNERS)
+    known = layout.read(layout.SIGNERS)
     if signer is None and not known:
         raise RefusedError("nobody's bundles are trusted here yet: name the key of who signed it "
                            "with --signer")
@@ -154,14 +153,14 @@ def _check_listen(listen: str, key_file: Path | None) -> None:
     address, _, port = listen.rpartition(":")
     if not port.isdigit() or not address:
         raise RefusedError(f"--listen takes ADDRESS:PORT, as {OPEN}: got {listen!r}")
-    has_key = bool(places.read(places.KEY)) or (
+    has_key = bool(layout.read(layout.KEY)) or (
         key_file is not None and bool(key_file.read_text(encoding="utf-8").strip()))
     if not (address.startswith("127.") or address in {"[::1]", "localhost"} or has_key):
         raise RefusedError(f"whoever reaches {listen} could ask: give an API key as well")
 
 
 def _is_same(bundle: Path, version: str) -> bool:
-    file = places.VERSIONS / version / checks.MANIFEST
+    file = layout.VERSIONS / version / checks.MANIFEST
     return file.is_file() and file.read_bytes() == (bundle / checks.MANIFEST).read_bytes()
 
 
@@ -171,13 +170,13 @@ def _tried(manifest: dict[str, Any], place: Path, old: str | None) -> dict[str, 
     The version that is served is held while it is measured, if it may be what makes it slow.
     """
     gate, version = manifest["gate"], place.name
-    _start(version)
-    path, key = places.socket_of(version), places.read(places.KEY)
+    service.start(version)
+    path, key = layout.socket_of(version), layout.read(layout.KEY)
     try:
         trial.check_answer(path, gate, key)
         measured = trial.figures(trial.measure(path, gate, key), gate, path)
         if trial.faults(measured, gate) and old and old != version:
-            with _held(units.unit_of(old)):
+            with service.held(units.unit_of(old)):
                 measured = trial.figures(trial.measure(path, gate, key), gate, path)
     except OSError as error:
         raise RefusedError(f"the server does not answer ({error}): "
@@ -201,18 +200,18 @@ def _alone() -> Iterator[None]:
 
 def _once(attempt: str | None, options: argparse.Namespace) -> dict[str, Any]:
     """Do what was asked, unless this very attempt was made: its connection may have broken."""
-    file = places.ATTEMPTS / f"{attempt}.json" if attempt else None
+    file = layout.ATTEMPTS / f"{attempt}.json" if attempt else None
     if file is not None and file.is_file():
         return dict(json.loads(file.read_text(encoding="utf-8")))
     try:
         result = options.command(options)
     except RefusedError as error:
         result = {"error": str(error)}
-    if file is not None and places.ROOT.is_dir():
-        places.ATTEMPTS.mkdir(exist_ok=True)
-        for old in sorted(places.ATTEMPTS.iterdir(), key=lambda path: path.stat().st_mtime)[:-9]:
+    if file is not None and layout.ROOT.is_dir():
+        layout.ATTEMPTS.mkdir(exist_ok=True)
+        for old in sorted(layout.ATTEMPTS.iterdir(), key=lambda path: path.stat().st_mtime)[:-9]:
             old.unlink()
-        places.keep(file, json.dumps(result))
+        layout.keep(file, json.dumps(result))
     return dict(result)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from edgeprune.deploy.known import timed_prompts
+from edgeprune.deploy.known_answer import timed_prompts
 from edgeprune.on_target.install import trial
 from edgeprune.on_target.install.errors import RefusedError
 from edgeprune.quality.windows import opened
