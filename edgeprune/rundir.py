@@ -71,6 +71,17 @@ class RunDirectory:
         self._stamp(stage).unlink(missing_ok=True)
         return kind.read(self.make(stage, key, name, lambda path: make().write(path)))
 
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """Give an empty directory for what is not kept, of a killed run's neither."""
+        path = self.path / "scratch"
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir()
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path)
+
     def _is_done(self, stage: str, key: str) -> bool:
         stamp = self._stamp(stage)
         return stamp.is_file() and stamp.read_text(encoding="utf-8").strip() == _versioned(key)

@@ -19,7 +19,7 @@ from edgeprune.export.gguf import export_gguf
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.source import resolve_model
 from edgeprune.model.tokenizer import tokenizer_of
-from edgeprune.run.stages import MODELS
+from edgeprune.run.weights import MODELS
 from edgeprune.target.target import LOCAL, Target, load_target
 from tests.arm import machine as arm
 from tests.kept import kept

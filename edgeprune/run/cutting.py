@@ -4,7 +4,7 @@
 
 In: a checkpoint with its tokenizer, a strategy, an effort, a run directory. Out: losses for a
 planner; plans by any recipe; checkpoints. No target is needed: that part is in
-`edgeprune.run.stages`.
+`edgeprune.run.bench`.
 """
 
 from __future__ import annotations

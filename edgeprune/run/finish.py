@@ -6,7 +6,6 @@ In: the stages of a run and its rounds. Out: an `Outcome`, and the run directory
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import NamedTuple
 
 from edgeprune.data import text_of
@@ -25,6 +24,7 @@ from edgeprune.report.outcome import Outcome, Recovery, figures_of
 from edgeprune.report.recovery import recovery_lines
 from edgeprune.report.verdict import Judgement, judge, judge_quality, verdict
 from edgeprune.report.words import measured_in_words
+from edgeprune.run.artifacts import Artifacts
 from edgeprune.run.options import Options
 from edgeprune.run.stages import Stages
 from edgeprune.rundir import OUTCOME
@@ -106,14 +106,16 @@ def train_and_finish(
     """
     last = rounds[-1]
     cuts = last.plan.cuts
-    pruned = Untrained(stages.quality_after(cuts), stages.kinds(cuts))
-    stages.device.forget(stages.device.remote_name(stages.artifact))
-    stages = replace(stages, training=training)
-    stages.build(cuts)
-    if (found := stages.recovered(cuts)) is not None:
+    evaluator = stages.evaluator
+    pruned = Untrained(evaluator.pruned(stages.artifacts, cuts),
+                       evaluator.kinds(stages.artifacts, cuts))
+    stages.bench.forget(stages.artifacts.path)
+    stages = stages.trained(training)
+    stages.artifacts.build(cuts)
+    if (found := stages.artifacts.recovered(cuts)) is not None:
         say("\n".join(recovery_lines(found)))
-    pair = stages.compare(
-        len(rounds) + 1, cuts, None if budget.is_relative else baseline,
+    pair = stages.bench.compare(
+        stages.artifacts, len(rounds) + 1, cuts, None if budget.is_relative else baseline,
         lambda found: verdict(judge(budget, found), ()) is not Verdict.INCONCLUSIVE)
     judgements = tuple(judge(budget, pair))
     again = Round(plan=last.plan, measured=pair, judgements=judgements,
@@ -135,54 +137,57 @@ def finish(
         options: What the user asked for.
         untrained: Quality of the artifact before it was trained, when it was.
     """
-    device, last = stages.device, rounds[-1]
-    unpruned, artifact = stages.export_baseline(), stages.build(last.plan.cuts)
-    if is_quantized_onnx(stages.quant) and not options.allow_quality_loss:
+    artifacts, bench, evaluator = stages
+    device, last = bench.device, rounds[-1]
+    cuts = last.plan.cuts
+    unpruned, artifact = artifacts.export_unpruned(), artifacts.build(cuts)
+    if is_quantized_onnx(artifacts.quant) and not options.allow_quality_loss:
         try:
-            stages.refuse_loss(last.plan.cuts)
+            evaluator.refuse_loss(artifacts, cuts)
         except QualityError:
             for file in (unpruned, artifact):
-                device.forget(device.remote_name(file))
+                bench.forget(file)
             raise
     # on a remote target the artifact stays: it is what was asked for
     device_path = None if device.target.is_local else device.put_model(artifact)
     for file in (unpruned, *([artifact] if device.target.is_local else [])):
-        device.forget(device.remote_name(file))
-    before = stages.quality_before().perplexity
-    after = stages.quality_after(last.plan.cuts).perplexity
-    kinds = stages.kinds(last.plan.cuts)
+        bench.forget(file)
+    before = evaluator.unpruned(artifacts).perplexity
+    after = evaluator.pruned(artifacts, cuts).perplexity
+    kinds = evaluator.kinds(artifacts, cuts)
     quality: dict[Metric, float | Interval] = {
         Metric.PPL_RATIO: kinds.kinds[kinds.worst].ratio, Metric.KL: kinds.kl}
     judged = None
     if options.judge is not None and options.judge_prompts is not None:
         with open_judge(options.judge, options.judge_model, notify=device.notify) as llm:
-            judged = stages.judged(last.plan.cuts, llm, read_prompts(options.judge_prompts))
+            judged = evaluator.judged(artifacts, cuts, llm, read_prompts(options.judge_prompts))
         quality[Metric.JUDGE_LOSS] = judged.loss
     judgements = (*last.judgements, *judge_quality(budget, quality))
     baseline, pruned = last.measured.baseline, last.measured.pruned
     result = Outcome(
-        model=stages.name, source=stages.checkpoint.path.resolve(), target=device.target.name,
-        facts=device.facts, emulated=device.facts.emulated, budget=budget, quant=stages.quant,
-        reference=stages.reference, threads=device.threads,
+        model=artifacts.weights.name, source=artifacts.weights.checkpoint.path.resolve(),
+        target=device.target.name, facts=device.facts, emulated=device.facts.emulated,
+        budget=budget, quant=artifacts.quant, reference=artifacts.reference,
+        threads=device.threads,
         verdict=verdict(judgements, last.measured.disturbances),
         disturbances=last.measured.disturbances, judgements=judgements, rounds=len(rounds),
         requests=pruned.workload.requests, system_info=pruned.system_info, plan=last.plan,
-        recovery=_recovery(stages, last.plan.cuts, untrained, kinds), judged=judged,
-        kinds=kinds, own_kind=stages.evaluation[0].name if options.evaluate else None,
+        recovery=_recovery(artifacts, cuts, untrained, kinds), judged=judged,
+        kinds=kinds, own_kind=evaluator.texts[0].name if options.evaluate else None,
         before=figures_of(baseline, before), after=figures_of(pruned, after),
-        directory=stages.run.path, artifact=artifact, device_path=device_path,
+        directory=artifacts.run.path, artifact=artifact, device_path=device_path,
     )
-    last.plan.write(stages.run.path / "plan.json")
-    pruned.write(stages.run.path / "bench.json")
-    result.write(stages.run.path / OUTCOME)
-    write_text(stages.run.path / "report.md", report(result))
+    last.plan.write(artifacts.run.path / "plan.json")
+    pruned.write(artifacts.run.path / "bench.json")
+    result.write(artifacts.run.path / OUTCOME)
+    write_text(artifacts.run.path / "report.md", report(result))
     return result
 
 
 def _recovery(
-    stages: Stages, cuts: Cuts, untrained: Untrained | None, trained: Kinds
+    artifacts: Artifacts, cuts: Cuts, untrained: Untrained | None, trained: Kinds
 ) -> Recovery | None:
-    found = stages.recovered(cuts)
+    found = artifacts.recovered(cuts)
     if found is None or untrained is None:
         return None
     return Recovery(training=found, perplexity=untrained.quality.perplexity, kinds=untrained.kinds,

@@ -20,7 +20,10 @@ from edgeprune.planning.goals import MARGIN
 from edgeprune.profiling.profile import Profile, cost_of
 from edgeprune.report.verdict import is_decided, measured_value, measured_values
 from edgeprune.report.words import cuts_in_words, profile_in_words
-from edgeprune.run.stages import Formats, Stages
+from edgeprune.run.artifacts import Artifacts
+from edgeprune.run.bench import Bench, Formats
+from edgeprune.run.evaluator import Evaluator
+from edgeprune.run.stages import Stages
 from edgeprune.target.interval import ratio_interval
 from edgeprune.target.measurement import Comparison, Measurement
 
@@ -41,19 +44,19 @@ def median_limits(budget: Budget, baseline: Measurement) -> dict[Metric, float]:
 
 
 def demand_of(
-    stages: Stages, budget: Budget, profiled: Profile, baseline: Measurement | None
+    artifacts: Artifacts, budget: Budget, profiled: Profile, baseline: Measurement | None
 ) -> Demand:
     """Return what a plan has to hold in the format of the baseline.
 
     Args:
-        stages: Of the baseline's format.
+        artifacts: In the baseline's format.
         budget: What the user demands.
         profiled: The target's profile for that format.
         baseline: The unpruned model as measured; as predicted when None.
     """
-    model = profiled.model.model_copy(update={"metadata_bytes": stages.metadata_bytes})
+    model = profiled.model.model_copy(update={"metadata_bytes": artifacts.metadata_bytes})
     demand = Demand(budget=budget, limits={}, model=model, factors={}, margin=MARGIN)
-    predicted = demand.predict(stages.checkpoint.shape)
+    predicted = demand.predict(artifacts.shape)
     if baseline is None:
         values = {m: value_of(m, predicted, budget.n_new) for m in COST_METRICS}
         demand = demand.model_copy(update={"limits": budget.limits(values)})
@@ -62,7 +65,7 @@ def demand_of(
     else:
         demand = demand.model_copy(update={"limits": median_limits(budget, baseline),
                                            "factors": cost_of(baseline).ratios(predicted)})
-    return _as_near_as_measured(stages.checkpoint.shape, demand)
+    return _as_near_as_measured(artifacts.shape, demand)
 
 
 def choose_format(
@@ -81,33 +84,48 @@ def choose_format(
     Raises:
         InfeasibleError: No format can hold the budget.
     """
-    profiled = stages.profile([q for q in AUTO_QUANTS if q != stages.quant] if auto else ())
+    artifacts, bench, evaluator = stages
+    profiled = bench.profile(
+        artifacts, [q for q in AUTO_QUANTS if q != artifacts.quant] if auto else ())
     say(profile_in_words(profiled))
-    demand = demand_of(stages, budget, profiled, baseline)
+    demand = demand_of(artifacts, budget, profiled, baseline)
     if not auto:
         return stages, demand, profiled
-    best = best_format(stages, demand, baseline, say)
+    best = best_format(artifacts, evaluator, demand, say, lambda other, wanted: _as_measured(
+        other, bench, wanted, baseline))
     if best is None:
-        shape = stages.checkpoint.shape
+        shape = artifacts.shape
         smallest = formats_worth_a_plan(shape, demand)[0]
         check_demand(shape, _in_format(demand, smallest), profiled.read_bytes_per_s,
                      smallest_format=smallest)
         raise InfeasibleError("no number format can hold the budget", got=budget.text)
-    say(f"format: {best[0].quant} loses least")
-    return *best, profiled
+    quant, demand = best
+    say(f"format: {quant} loses least")
+    return stages.in_format(quant), demand, profiled
 
 
 def best_format(
-    stages: Stages, demand: Demand, baseline: Measurement | None, say: Callable[[str], None]
-) -> tuple[Stages, Demand] | None:
+    artifacts: Artifacts, evaluator: Evaluator, demand: Demand, say: Callable[[str], None],
+    as_measured: Callable[[Artifacts, Demand], Demand],
+) -> tuple[str, Demand] | None:
     """Plan in each format that may lose least; None where no cut holds the budget in any.
 
     What a format loses by itself, its divergence from F16, is added to what the cuts are scored at.
+
+    Args:
+        artifacts: In the format that percentages refer to.
+        evaluator: Tells what a format loses by itself.
+        demand: What a plan has to hold in that format.
+        say: Told each result.
+        as_measured: Corrects a demand in another format by what is measured in it.
+
+    Returns:
+        The format, and what a plan has to hold in it.
     """
-    shape, best, found = stages.checkpoint.shape, math.inf, None
+    shape, best, found = artifacts.shape, math.inf, None
     pruned = dict[str, float]()
     for quant in formats_worth_a_plan(shape, demand):
-        other = replace(stages, quant=quant)
+        other = replace(artifacts, quant=quant)
         # what costs no less has to be cut no less
         at_least = max((pruned[known] for known in pruned
                         if _costs_no_less(shape, demand, quant, known)), default=0.0)
@@ -115,15 +133,15 @@ def best_format(
             at_least = _loss_of_cuts(other, _in_format(demand, quant), best)
         if at_least >= best:
             say(f"{quant}: " + (f"its cuts alone would lose {at_least:.4f}, more than "
-                                f"{found[0].quant} with its cuts"
+                                f"{found[0]} with its cuts"
                                 if found and at_least < math.inf else "no cut holds the budget"))
             continue
-        quantized = other.quantization_loss()
+        quantized = evaluator.quantization_loss(other)
         by_itself = f"{quant}: loses {quantized:.4f} nats per token by itself"
         if found and quantized >= best:
-            say(f"{by_itself}, more than {found[0].quant} with its cuts")
+            say(f"{by_itself}, more than {found[0]} with its cuts")
             continue
-        wanted = _as_measured(other, _in_format(demand, quant), baseline)
+        wanted = as_measured(other, _in_format(demand, quant))
         try:
             plan = other.sketch(wanted)
         except InfeasibleError:
@@ -132,46 +150,49 @@ def best_format(
         pruned[quant] = plan.loss_increase
         say(f"{by_itself}, {pruned[quant]:.4f} by {cuts_in_words(plan)}")
         if quantized + pruned[quant] < best:
-            best, found = quantized + pruned[quant], (other, wanted)
+            best, found = quantized + pruned[quant], (quant, wanted)
     return found
 
 
-def _loss_of_cuts(stages: Stages, demand: Demand, best: float) -> float:
+def _loss_of_cuts(artifacts: Artifacts, demand: Demand, best: float) -> float:
     """Return what the cuts of a format lose, before anything of it is measured; scores are kept.
 
     Where already the least that they can lose is not below `best`, no plan is made.
     """
-    least = stages.cutting.least_loss(demand)
+    cutting = artifacts.weights.cutting
+    least = cutting.least_loss(demand)
     if least >= best:
         return least
     try:
-        return stages.cutting.sketch(demand).loss_increase
+        return cutting.sketch(demand).loss_increase
     except InfeasibleError:
         return math.inf
 
 
-def _as_measured(stages: Stages, demand: Demand, baseline: Measurement | None) -> Demand:
+def _as_measured(
+    artifacts: Artifacts, bench: Bench, demand: Demand, baseline: Measurement | None
+) -> Demand:
     """Correct what is predicted in a format by the unpruned model, measured in it and the other.
 
     Left as it is where nothing was measured, or the target has no room for both.
     """
     if _is_known(demand):
-        return _as_near_as_measured(stages.checkpoint.shape, demand)
-    if baseline is None or stages.quant == stages.reference:
+        return _as_near_as_measured(artifacts.shape, demand)
+    if baseline is None or artifacts.quant == artifacts.reference:
         return demand
-    predicted = demand.unscaled(stages.checkpoint.shape)
-    if ROOM * (predicted.file_bytes + baseline.file_bytes) > stages.device.facts.ram_bytes:
+    predicted = demand.unscaled(artifacts.shape)
+    if ROOM * (predicted.file_bytes + baseline.file_bytes) > bench.device.facts.ram_bytes:
         return demand
 
     def pair(found: Formats) -> Comparison:
-        return Comparison(baseline=found.measured[stages.reference],
-                          pruned=found.measured[stages.quant], paired=True)
+        return Comparison(baseline=found.measured[artifacts.reference],
+                          pruned=found.measured[artifacts.quant], paired=True)
 
     # whether anything has to be cut hangs on it
-    both = pair(stages.compare_formats(
-        stages.reference, stages.quant,
+    both = pair(bench.compare_formats(
+        artifacts, artifacts.reference, artifacts.quant,
         is_decided=lambda found: is_decided(demand.budget, pair(found))))
-    return _as_near_as_measured(stages.checkpoint.shape, demand.model_copy(
+    return _as_near_as_measured(artifacts.shape, demand.model_copy(
         update={"factors": factors_in(both.pruned, both.baseline, baseline, predicted)}))
 
 

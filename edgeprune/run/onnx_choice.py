@@ -11,7 +11,6 @@ measured on the target; but only where both are good enough.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from edgeprune.model.onnx_formats import FLOAT, INT8, INT8_DYNAMIC, is_quantized_onnx
 from edgeprune.quality.loss import MOST_LOSS, check_loss, loss_of
@@ -29,27 +28,29 @@ def admitted(stages: Stages, *, allow_loss: bool, say: Callable[[str], None]) ->
     Raises:
         QualityError: The unpruned model loses too much in it.
     """
-    if not is_quantized_onnx(stages.quant):
+    artifacts, evaluator = stages.artifacts, stages.evaluator
+    if not is_quantized_onnx(artifacts.quant):
         return stages
     if not allow_loss:
-        exact, quantized = stages.unpruned_perplexity(FLOAT), stages.quality_before()
-        check_loss(stages.quant, quantized, exact)
-        say(f"{stages.quant}: perplexity {quantized.perplexity:.2f}, of the float32 graph "
+        exact, quantized = evaluator.unpruned_as(artifacts, FLOAT), evaluator.unpruned(artifacts)
+        check_loss(artifacts.quant, quantized, exact)
+        say(f"{artifacts.quant}: perplexity {quantized.perplexity:.2f}, of the float32 graph "
             f"{exact.perplexity:.2f}")
-    return _faster_int8(stages, say) if stages.quant == INT8 else stages
+    return _faster_int8(stages, say) if artifacts.quant == INT8 else stages
 
 
 def _faster_int8(stages: Stages, say: Callable[[str], None]) -> Stages:
-    exact, dynamic = (stages.unpruned_perplexity(q) for q in (FLOAT, INT8_DYNAMIC))
+    artifacts, bench, evaluator = stages
+    exact, dynamic = (evaluator.unpruned_as(artifacts, q) for q in (FLOAT, INT8_DYNAMIC))
     if (loss := loss_of(dynamic, exact)) > MOST_LOSS:
         say(f"int8: weight-only (MatMulNBits); dynamic int8 would raise perplexity by {loss:.1%}, "
             f"more than {MOST_LOSS:.0%}")
         return stages
-    ways = stages.compare_formats(INT8, INT8_DYNAMIC)
+    ways = bench.compare_formats(artifacts, INT8, INT8_DYNAMIC)
     times = {quant: one.latency_ms() for quant, one in ways.measured.items()}
     taken = min(times, key=lambda quant: times[quant])
     say("int8: " + ", ".join(f"{quant} {ms:.0f} ms a request" for quant, ms in times.items())
-        + f" on {stages.device.target.name}; {taken} is taken")
-    if taken != stages.reference:
-        stages.device.forget(stages.device.remote_name(stages.export_baseline()))
-    return replace(stages, quant=taken, reference=taken)
+        + f" on {bench.device.target.name}; {taken} is taken")
+    if taken != artifacts.reference:
+        bench.forget(artifacts.export_unpruned())
+    return stages.in_format(taken, reference=taken)

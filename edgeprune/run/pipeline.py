@@ -9,8 +9,6 @@ was.
 
 from __future__ import annotations
 
-import re
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,19 +26,23 @@ from edgeprune.planning.grammar import read_budget
 from edgeprune.planning.greedy import Plan
 from edgeprune.profiling.profile import Profile, cost_of
 from edgeprune.profiling.threads import best_threads
-from edgeprune.pruning.calibration import Effort, Objective, calibration_corpus
+from edgeprune.pruning.calibration import calibration_corpus
 from edgeprune.quality.windows import check_length, evaluation_kinds
-from edgeprune.records import Record, Verdict
+from edgeprune.records import Verdict
 from edgeprune.report.outcome import Outcome
 from edgeprune.report.verdict import Judgement, is_decided, judge, requests_needed, verdict
 from edgeprune.report.words import limits_in_words, measured_in_words, plan_lines
+from edgeprune.run.artifacts import Artifacts
+from edgeprune.run.bench import Bench
+from edgeprune.run.evaluator import Evaluator
 from edgeprune.run.finish import Round, check_judge, finish, train_and_finish, training_of
 from edgeprune.run.limits import choose_format, median_limits
 from edgeprune.run.onnx_choice import admitted
 from edgeprune.run.options import Options
+from edgeprune.run.request import AUTO, NO_TEXT, Request, open_run
 from edgeprune.run.stages import Stages
-from edgeprune.run.strategies import DEFAULT_STRATEGY, STRATEGIES, Strategy, strategy_of
-from edgeprune.rundir import REQUEST, RunDirectory
+from edgeprune.run.strategies import strategy_of
+from edgeprune.run.weights import Weights
 from edgeprune.target.measure import model_bytes
 from edgeprune.target.measurement import Comparison, Measurement, Workload
 from edgeprune.target.session import Device, open_device
@@ -48,27 +50,7 @@ from edgeprune.target.target import load_target
 
 ROUNDS = 3
 REQUESTS, EMULATED_REQUESTS = 10, 6
-AUTO, NO_TEXT = "auto", "what comes with edgeprune"
 Say = Callable[[str], None]
-
-
-class _Request(Record):
-    """What a run directory was made for: `request.json`."""
-
-    model: str
-    target: str
-    budget: Budget
-    quant: str
-    strategy: Strategy
-    effort: Effort
-    objective: Objective = Objective.WORST
-    calibration: str = NO_TEXT  # a digest of the user's
-
-    def difference(self, other: _Request) -> str:
-        """Return in words what this one asks otherwise, and what the other asked."""
-        return next(f"{name}: {_shown(theirs)}, not {_shown(ours)}"
-                    for (name, ours), (_, theirs) in zip(self, other, strict=True)
-                    if ours != theirs)
 
 
 def run(options: Options, *, say: Say = lambda _: None, notify: Say = lambda _: None) -> Outcome:
@@ -85,8 +67,9 @@ def run(options: Options, *, say: Say = lambda _: None, notify: Say = lambda _: 
     training = training_of(options)
     check_judge(options, read_budget(options.budget))
     with _begun(options, say, notify) as (asked, budget):
-        if asked.tokenizer is None:  # perplexity, at the latest, needs one
-            raise InputError(f"{asked.checkpoint.path} has no tokenizer, which a run needs",
+        weights = asked.artifacts.weights
+        if weights.tokenizer is None:  # perplexity, at the latest, needs one
+            raise InputError(f"{weights.checkpoint.path} has no tokenizer, which a run needs",
                              remedy="put tokenizer.json (or a tokenizer.gguf) beside the weights")
         stages = admitted(asked, allow_loss=options.allow_quality_loss, say=say)
         baseline = _baseline(stages, say, keep=budget.is_relative)
@@ -114,9 +97,9 @@ def plan_only(
     with _begun(options, say, notify) as (stages, budget):
         chosen, demand, profiled = choose_format(
             stages, budget, None, auto=options.quant == AUTO, say=say)
-        check_demand(chosen.checkpoint.shape, demand, profiled.read_bytes_per_s)
-        plan = chosen.plan(0, demand)
-        plan.write(stages.run.path / "plan.json")
+        check_demand(chosen.artifacts.shape, demand, profiled.read_bytes_per_s)
+        plan = chosen.artifacts.plan(0, demand)
+        plan.write(chosen.artifacts.run.path / "plan.json")
         return plan, demand
 
 
@@ -134,10 +117,10 @@ def _begun(options: Options, say: Say, notify: Say) -> Iterator[tuple[Stages, Bu
     if (longest := checkpoint.shape.max_position_embeddings) < budget.n_ctx:
         raise UsageError(f"the budget needs a context of {budget.n_ctx} tokens, the model was made "
                          f"for {longest}", remedy="ask for fewer tokens")
-    request = _Request(model=name, target=target.name, budget=budget, quant=quant,
+    request = Request(model=name, target=target.name, budget=budget, quant=quant,
                        strategy=strategy, effort=options.effort, objective=options.objective,
                        calibration=calibration.digest if calibration.own else NO_TEXT)
-    run_directory = _open_run(options, request)
+    run_directory = open_run(options, request)
     with open_device(target, notify=notify) as device:
         say(f"target {target.name}: {device.facts.describe()}")
         say(f"model {name}: {checkpoint.shape.describe()}")
@@ -145,17 +128,19 @@ def _begun(options: Options, say: Say, notify: Say) -> Iterator[tuple[Stages, Bu
         workload = Workload(n_prompt=budget.n_prompt, n_new=budget.n_new, n_ctx=budget.context,
                             requests=options.requests or max(usual, requests_needed(budget)))
         reference = DEFAULT_FORMAT if quant == AUTO else quant
-        stages = Stages(name=name, checkpoint=checkpoint, quant=reference, reference=reference,
-                        workload=workload, device=device, run=run_directory,
-                        profiles=options.profiles, strategy=strategy, effort=options.effort,
-                        calibration=calibration, evaluation=evaluation,
-                        objective=options.objective, profile_seconds=options.profile_seconds)
+        weights = Weights(name=name, checkpoint=checkpoint, strategy=strategy,
+                          effort=options.effort, objective=options.objective,
+                          calibration=calibration, run=run_directory, profiles=options.profiles,
+                          notify=device.notify)
         if options.calibration is not None:
-            stages.cutting.check_text()
-        if options.evaluate is not None and stages.tokenizer is not None:
-            check_length(evaluation, stages.tokenizer)
+            weights.cutting.check_text()
+        if options.evaluate is not None and weights.tokenizer is not None:
+            check_length(evaluation, weights.tokenizer)
         set_threads(device, options.threads, checkpoint.shape, reference, options.profiles, say)
-        yield stages, budget
+        yield Stages(
+            Artifacts(weights, quant=reference, reference=reference),
+            Bench(device, workload, run_directory, options.profiles, options.profile_seconds),
+            Evaluator(evaluation, run_directory, device.notify)), budget
 
 
 def set_threads(
@@ -184,19 +169,20 @@ def _baseline(stages: Stages, say: Say, *, keep: bool) -> Measurement:
     Raises:
         DeviceError: The target has less RAM than the file has bytes.
     """
-    artifact = stages.export_baseline()
-    facts, size = stages.device.facts, model_bytes(artifact)
+    artifacts, bench, _ = stages
+    artifact = artifacts.export_unpruned()
+    facts, size = bench.device.facts, model_bytes(artifact)
     if size > facts.ram_bytes:
         raise DeviceError(
             f"the unpruned model ({size / 2**20:.0f} MiB) does not fit the RAM of "
-            f"{stages.device.target.name} ({facts.ram_bytes / 2**20:.0f} MiB), and edgeprune "
+            f"{bench.device.target.name} ({facts.ram_bytes / 2**20:.0f} MiB), and edgeprune "
             "measures it there first", remedy="start from a smaller model or a smaller --quant, or "
             "see what `edgeprune plan` predicts",
         )
-    measured = stages.bench_baseline()
+    measured = bench.unpruned(artifacts)
     if not keep:
-        stages.device.forget(stages.device.remote_name(artifact))
-    say(f"unpruned, {stages.reference}: {measured_in_words(measured)}")
+        bench.forget(artifact)
+    say(f"unpruned, {artifacts.reference}: {measured_in_words(measured)}")
     return measured
 
 
@@ -209,16 +195,17 @@ def _rounds(
     measured beside the pruned one, not minutes earlier. Where an interval held the limit, the next
     plan stays further below it.
     """
+    artifacts, bench, _ = stages
     done: list[Round] = []
     budget = demand.budget
     while True:
         number = len(done) + 1
         say(f"budget: {limits_in_words(demand.limits)}")
-        check_demand(stages.checkpoint.shape, demand, profiled.read_bytes_per_s)
-        plan = stages.plan(number, demand)
+        check_demand(artifacts.shape, demand, profiled.read_bytes_per_s)
+        plan = artifacts.plan(number, demand)
         say("\n".join(plan_lines(plan)))
-        pair = stages.compare(
-            number, plan.cuts, None if budget.is_relative else baseline,
+        pair = bench.compare(
+            artifacts, number, plan.cuts, None if budget.is_relative else baseline,
             lambda found: is_decided(budget, found))
         judgements = tuple(judge(budget, pair))
         done.append(Round(plan=plan, measured=pair, judgements=judgements,
@@ -228,8 +215,8 @@ def _rounds(
         say(f"round {number}, pruned: {measured_in_words(pair.pruned)}: {done[-1].verdict}")
         if done[-1].verdict is Verdict.MET or pair.disturbances or number == ROUNDS:
             return done
-        if stages.artifact.exists():
-            stages.device.forget(stages.device.remote_name(stages.artifact))
+        if artifacts.path.exists():
+            bench.forget(artifacts.path)
         demand = _corrected(demand, plan, pair, judgements)
 
 
@@ -246,40 +233,3 @@ def _corrected(
         "margin": MARGIN + doubt})
 
 
-def _open_run(options: Options, request: _Request) -> RunDirectory:
-    """Find or make the run directory; refuse one where something was made for another request."""
-    name = options.name or _name_of(request)
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
-        raise UsageError("a run's name is made of letters, digits, '.', '_' and '-'", got=name)
-    path = options.runs / name
-    file = path / REQUEST
-    if path.exists() and not file.is_file():
-        raise UsageError(f"{path} exists and is not a run directory",
-                         remedy="choose another --name")
-    if path.exists() and options.fresh:
-        shutil.rmtree(path)
-    run_directory = RunDirectory(path)
-    if run_directory.is_begun and file.is_file() and (found := _Request.read(file)) != request:
-        raise UsageError(f"{path} holds a run of another {request.difference(found)}",
-                         remedy="choose another --name, or start it over with --fresh")
-    request.write(file)
-    return run_directory
-
-
-def _shown(asked: object) -> str:
-    if isinstance(asked, Budget):
-        return asked.text
-    if isinstance(asked, Strategy):
-        return f"{asked.name} by {asked.criterion.method}, repair {asked.repair}"
-    return str(asked)
-
-
-def _name_of(request: _Request) -> str:
-    text = f"{request.model}-{request.target}-{request.quant}-{request.budget.text}".lower()
-    if (strategy := request.strategy) != STRATEGIES[DEFAULT_STRATEGY]:
-        text += f"-{strategy.name}-{strategy.criterion.method}-{strategy.repair}"
-    if request.effort is not Effort.MEDIUM:
-        text += f"-{request.effort}"
-    for sign, word in {"<": "-max-", ">": "-min-", "%": "pct"}.items():
-        text = text.replace(sign, word)
-    return re.sub(r"[^a-z0-9._]+", "-", text).strip("-.")

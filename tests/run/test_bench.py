@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgeprune.run.stages import MOST, Formats, measured_enough
+from edgeprune.run.bench import MOST, Formats, measured_enough
 from edgeprune.target.measurement import Comparison
 from tests.report.test_verdict import requests
 

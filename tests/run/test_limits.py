@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
 from edgeprune.errors import InfeasibleError
 from edgeprune.model.cuts import Cuts
+from edgeprune.model.shape import LlamaShape
 from edgeprune.planning.budget import Metric
 from edgeprune.planning.cost import Cost, CostModel
 from edgeprune.planning.demand import Demand
 from edgeprune.planning.grammar import parse_budget
 from edgeprune.planning.greedy import Plan, make_plan
+from edgeprune.run.artifacts import Artifacts
+from edgeprune.run.evaluator import Evaluator
 from edgeprune.run.limits import (
     AUTO_QUANTS,
     best_format,
@@ -23,7 +25,6 @@ from edgeprune.run.limits import (
     formats_worth_a_plan,
     margin_for,
 )
-from edgeprune.run.stages import Stages
 from tests.planning.test_cost import SMOLLM2, machine
 from tests.report.test_verdict import requests
 
@@ -77,15 +78,15 @@ def test_a_format_is_predicted_as_it_was_measured_beside_the_baseline() -> None:
 
 @dataclass(frozen=True)
 class _Told:
-    """What the stages of a run tell of each format, as a table."""
+    """What the artifacts of a run and their evaluator tell of each format, as a table."""
 
     itself: dict[str, float]
     cuts: dict[str, float]
-    checkpoint: Any
+    shape: LlamaShape = SMOLLM2
     quant: str = "Q4_K_M"
 
-    def quantization_loss(self) -> float:
-        return self.itself[self.quant]
+    def quantization_loss(self, artifacts: _Told) -> float:
+        return self.itself[artifacts.quant]
 
     def sketch(self, demand: Demand) -> Plan:
         if (lost := self.cuts[self.quant]) == math.inf:
@@ -95,6 +96,10 @@ class _Told:
 
     def least_loss(self, _: Demand) -> float:
         return self.cuts[self.quant] / 2
+
+    @property
+    def weights(self) -> _Told:
+        return self
 
     @property
     def cutting(self) -> _Told:
@@ -115,8 +120,9 @@ def test_the_format_is_taken_that_loses_least_by_itself_and_by_its_cuts(
     demand = Demand(budget=parse_budget("100 tokens < 75%, size < 80%"), model=machine(),
                     factors={}, margin=0.0, limits={Metric.LATENCY: 1.0, Metric.SIZE: 1.0})
     told = _Told(dict(zip(AUTO_QUANTS, itself, strict=True)),
-                 dict(zip(AUTO_QUANTS, cuts, strict=True)), SimpleNamespace(shape=SMOLLM2))
+                 dict(zip(AUTO_QUANTS, cuts, strict=True)))
     said = list[str]()
-    found = best_format(cast("Stages", told), demand, None, said.append)
-    assert (found[0].quant if found else None) == best
+    found = best_format(cast("Artifacts", told), cast("Evaluator", told), demand, said.append,
+                        lambda _, wanted: wanted)
+    assert (found[0] if found else None) == best
     assert {line.split(":")[0] for line in said} == set(AUTO_QUANTS)
