@@ -24,6 +24,7 @@ test-fast: install  ## what needs neither a machine, nor a real model, nor a who
 
 lint: install
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy --cache-dir "$(CACHE)/mypy"
 
 bench: install  ## the figures of the README, measured anew
