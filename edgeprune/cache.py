@@ -1,4 +1,4 @@
-"""Where edgeprune keeps what it makes once for all runs: dequantized models, device runtimes."""
+"""The cache: what edgeprune makes once for all runs, dequantized models and device runtimes."""
 
 from __future__ import annotations
 

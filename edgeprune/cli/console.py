@@ -1,4 +1,4 @@
-"""What the commands share: options, progress on stderr, tables, open targets.
+"""Options, progress on stderr, tables and open targets that several commands use.
 
 Part of the command line, which alone prints.
 """

@@ -1,4 +1,4 @@
-"""What an artifact is tried with on a target: a question whose answer is known, texts to time.
+"""A question whose answer the artifact surely knows, to try a server with, and texts to time.
 
 In: an artifact, opened here. Out: the question after which it is surest of what follows, and how it
 goes on; excerpts of a text. CPUs round differently: an answer is known as far as each of its tokens

@@ -1,4 +1,4 @@
-"""What is to be served on a target, and what is known of it.
+"""The model that is to be served on a target, taken from a run or from an artifact.
 
 In: a run that came to its end; or an artifact, a budget and the facts of a target. Out: a `Served`.
 """

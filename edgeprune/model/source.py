@@ -1,4 +1,4 @@
-"""Model in: what the user named becomes a Hugging Face checkpoint directory.
+"""The model that the user named, resolved to a Hugging Face checkpoint directory.
 
 In: a directory, a GGUF file, or the name `smollm2`. Out: the path of a directory that
 `edgeprune.model.checkpoint.Checkpoint` opens. GGUF files are dequantized once, to F16, into the

@@ -1,4 +1,4 @@
-"""Whether a demand can be held, and if not, everything that is known of why. Pure.
+"""Bounds of a demand: the least cost of any cuts, the part that no cut removes, the roofline. Pure.
 
 In: a demand and the speed of the target's memory. Out: nothing, or an `InfeasibleError` that tells
 the least cost that cuts reach, the part that no cut removes, and the roofline.

@@ -1,4 +1,4 @@
-"""What a plan has to hold on a target, and how its costs are predicted. Pure.
+"""A demand: limits in the numbers of one target, and the prediction that plans are held to. Pure.
 
 In: a budget, its limits in the target's units, a cost model, what was learnt from measurements.
 Out: predicted costs of any shape. A record: plans are kept under its hash.

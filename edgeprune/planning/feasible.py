@@ -1,4 +1,4 @@
-"""Whether a budget can be held at all, and if not, what could be. Pure.
+"""Feasibility: whether any cuts hold the limits, and the nearest budget that can be held. Pure.
 
 In: a shape, limits, a prediction. Out: nothing, or an `InfeasibleError` with the bound.
 """

@@ -1,4 +1,4 @@
-"""What a plan aims at: the predicted cost of cuts, and the goals a little below the limits. Pure.
+"""Goals of a plan: predicted costs of cuts, held against the limits less a margin. Pure.
 
 In: a shape, a budget with its limits, a prediction. Out: by how much cuts miss the goals, and how
 many layers can stay at given widths.

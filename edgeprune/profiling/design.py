@@ -1,4 +1,4 @@
-"""What to measure for a profile: few synthetic shapes and requests in which every cost moves. Pure.
+"""The design of a profile: few synthetic shapes and requests that tell every price. Pure.
 
 In: the model's shape, number formats, how fast the target is. Out: points, the reference first.
 """

@@ -1,4 +1,4 @@
-"""What each model takes, freed of the machine's drift, from models measured in turn. Pure.
+"""Typical times of models measured in turn, without the machine's drift. Pure.
 
 In: times by model and round, block by block. Out: one typical time for each model.
 

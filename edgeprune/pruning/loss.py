@@ -1,4 +1,4 @@
-"""What cuts lose on text of several kinds, in numbers. Pure."""
+"""Losses of cuts on several kinds of text, in numbers. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One layer as a plan would leave it: narrowed, and repaired as far as can be told layer by layer.
+"""One layer narrowed and repaired by itself, to score candidate cuts quickly.
 
 In: importance, statistics of the unpruned model. Out: weights of a layer at any widths. What a
 finished plan gets (`edgeprune.pruning.compress`) follows the pruned model's own activations and

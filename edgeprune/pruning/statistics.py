@@ -1,4 +1,4 @@
-"""What the activations of a model are like: one streaming pass over its layers.
+"""Statistics of activations: one streaming pass over the layers of a model.
 
 In: an open `Checkpoint` and calibration tokens. Out: for each layer the second moments and means of
 what o_proj and down_proj take in, in a directory of safetensors files; of the whole model, those of

@@ -1,4 +1,4 @@
-"""Who judges: an OpenAI-compatible endpoint, or a GGUF file on this machine.
+"""The backends of an LLM judge: an OpenAI-compatible endpoint, or a GGUF file on this machine.
 
 In: what the user named. Out: a `Judge`.
 """

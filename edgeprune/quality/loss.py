@@ -1,4 +1,4 @@
-"""What a number format of ONNX loses by itself, and whether that is too much to be deployed.
+"""The loss of an ONNX number format by itself, and whether it is too much to be deployed.
 
 In: a checkpoint and a format. Out: perplexities on the evaluation text, of an artifact in that
 format and of the same model's float32 graph; a refusal with the figure where they are too far

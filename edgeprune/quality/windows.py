@@ -1,4 +1,4 @@
-"""What quality is measured on: windows of a text, and probabilities of tokens.
+"""Windows of evaluation text, and what a model predicts in them.
 
 In: an opened artifact, a text, how it is read. Out: windows of token ids, and log probabilities
 from the artifact's logits.

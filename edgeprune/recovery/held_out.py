@@ -1,4 +1,4 @@
-"""What models lose on examples that none of them was trained on.
+"""Losses of models on examples that none of them was trained on.
 
 In: a checkpoint, examples as token ids and labels. Out: the mean cross entropy of the labelled
 tokens. Computed layer by layer, as calibration is: no model is ever whole in RAM.

@@ -1,4 +1,4 @@
-"""What distillation minimizes. Pure functions of tensors.
+"""The losses that distillation minimizes. Pure functions of tensors.
 
 In: logits or hidden states of the unpruned model and of the pruned one. Out: a loss, whose gradient
 goes into the pruned one's.

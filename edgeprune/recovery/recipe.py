@@ -1,4 +1,4 @@
-"""How a pruned model is trained, and what came of it. Pure, no torch.
+"""Recipes of training, and what a training came to. Pure, no torch.
 
 In: a name of `RECIPES`, and the user's changes. Out: a `Recipe`; of a training, a `Recovered`.
 

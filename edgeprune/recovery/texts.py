@@ -1,4 +1,4 @@
-"""What a pruned model is trained on, and what it is held against: examples.
+"""Examples: what a pruned model is trained on, and what it is held against.
 
 In: the user's file (text, or JSON lines of text, of chat messages, or of prompt and completion), or
 nothing for the shipped calibration kinds; the model's tokenizer. Out: examples as TRL's SFTTrainer

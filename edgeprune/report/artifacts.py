@@ -1,4 +1,4 @@
-"""What the user named: artifacts that are judged, models that are trained.
+"""The artifacts and models that the user named, opened for `eval`, `judge` and `recover`.
 
 In: a GGUF file, the directory of an ONNX model or of a checkpoint, `smollm2`, or a run directory;
 and what it is held against. Out: artifacts. Checkpoints become F16 files in a scratch directory.

@@ -1,4 +1,4 @@
-"""What people read of an evaluation. Pure.
+"""Tables and sentences about an evaluation. Pure.
 
 In: an `Evaluation`, scores. Out: text.
 """

@@ -1,4 +1,4 @@
-"""Why a plan is what it is, and how good it is: `edgeprune plan --explain`.
+"""The explanation of a plan for `edgeprune plan --explain`: its reasons, and how good it is.
 
 In: a plan and what it had to hold. Out: lines for people, the exact planner's answer among them.
 """

@@ -1,4 +1,4 @@
-"""What a run has reached: the figures before and after, and the verdict.
+"""The outcome of a run: figures before and after, and the verdict.
 
 In: measurements, quality, the plan. Out: records; `run.json` and the command line's `--json`.
 """

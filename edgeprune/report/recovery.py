@@ -1,4 +1,4 @@
-"""What people read of a training. Pure.
+"""Sentences about a training. Pure.
 
 In: a `Recovered`. Out: text.
 """

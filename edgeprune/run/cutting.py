@@ -1,4 +1,4 @@
-"""What is lost and what stays: from calibration text to the weights of a plan.
+"""Cutting one model: statistics, losses of candidate cuts, plans, the weights of the chosen cuts.
 
     statistics -> importance -> losses -> (a plan) -> cut and repaired checkpoint
 

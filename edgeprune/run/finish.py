@@ -1,4 +1,4 @@
-"""The end of a run: the artifact that holds the budget is trained, judged, and reported.
+"""Finishing a run: training if asked for, the quality of the artifact, the verdict, the report.
 
 In: the stages of a run and its rounds. Out: an `Outcome`, and the run directory's final records.
 """

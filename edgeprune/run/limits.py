@@ -1,4 +1,4 @@
-"""What a plan has to hold: the budget in numbers for this target, and the number format.
+"""Limits: a budget in one target's numbers; and the choice of the number format.
 
 In: the stages of a run, the budget, the unpruned model as measured (or none: then as predicted).
 Out: a `Demand` for the planner, and the stages of the chosen format.

@@ -1,4 +1,4 @@
-"""Which ONNX format is deployed: whether it is good enough, and which of two ways to int8.
+"""The choice of the ONNX format: accurate enough, and the faster of the two int8 formats.
 
 In: the stages of a run. Out: the stages of the format that is taken, said why.
 

@@ -1,4 +1,4 @@
-"""What the user asked for. Pure.
+"""The options of a run, as the user gave them. Pure.
 
 In: the command line's words. Out: `Options`, which the pipeline takes.
 """

@@ -1,4 +1,4 @@
-"""What a run was asked for, as its directory remembers it.
+"""The request of a run, kept in its directory, so that no other request goes on there.
 
 In: `Options`, read and resolved. Out: a run directory that is for this request and no other. Fails
 where the directory holds something else.

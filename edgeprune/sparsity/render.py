@@ -1,4 +1,4 @@
-"""What people read of an `Effect`. Pure.
+"""Tables and sentences about a sparsity's effect. Pure.
 
 In: an `Effect`. Out: rows of a table, and lines. Never a claim that zeros make a CPU faster.
 """

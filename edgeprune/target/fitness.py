@@ -1,4 +1,4 @@
-"""What keeps a target from being used: found before anything is sent to it.
+"""Checks of a target before anything is sent to it: can it run what is asked?
 
 In: facts about a target, what is to be sent. Out: `DeviceError`s, each with its remedy.
 """

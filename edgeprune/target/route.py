@@ -1,4 +1,4 @@
-"""Where a target is, as OpenSSH's own configuration says.
+"""The route to a target, as OpenSSH's own configuration gives it.
 
 In: a host as the user named it. Out: a `Route`. `ssh -G` reads the configuration, so that aliases,
 `Include`, `Match` and defaults mean what they mean to `ssh`; nothing is connected to.

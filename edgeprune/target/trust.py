@@ -1,4 +1,4 @@
-"""Which host keys are trusted, and how a new one comes to be.
+"""Trusted host keys, and how a new one is trusted.
 
 In: a target, the key that its host shows. Out: files of host keys. A key that the user has looked
 at is kept in the target's own file, which then is the only one that counts for it.

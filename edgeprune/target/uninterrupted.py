@@ -1,4 +1,4 @@
-"""Work that Ctrl-C does not tear.
+"""Calls that Ctrl-C must not interrupt halfway.
 
 In: a call that takes locks, as all of paramiko's do. Out: what it returns or raises. CPython runs a
 signal's handler between any two bytecodes of the main thread: a `KeyboardInterrupt` in the middle

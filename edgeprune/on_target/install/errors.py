@@ -1,4 +1,4 @@
-"""What ends an installation."""
+"""The error that ends an installation."""
 
 from __future__ import annotations
 
