@@ -46,7 +46,7 @@ class ArtifactLM(LM):  # type: ignore[misc]
         for (text,) in self._told(requests):
             windows = map(make_disjoint_window, get_rolling_token_windows(
                 token_list=self._model.tokenize(text), prefix_token=self._first(),
-                max_seq_len=self._context - 1, context_len=1))
+                max_seq_len=self._context, context_len=1))
             found.append(sum(self._scored(before, after)[0] for before, after in windows))
         return found
 
