@@ -30,7 +30,7 @@ from edgeprune.quality.windows import opened
 from edgeprune.records import Record, __version__, digest, file_digest, write_text
 from edgeprune.target.probe import DeviceFacts
 from edgeprune.target.runtime import (
-    ONNXRUNTIME,
+    ONNXRUNTIME_VERSION,
     cpu_flags,
     onnx_archive,
     runtime_archive,
@@ -198,4 +198,4 @@ def _python(facts: DeviceFacts) -> str:
 def _others(served: Served) -> tuple[tuple[str, str], ...]:
     """Return what runs the model, and its version."""
     llama = (("llama-cpp-python", LLAMA_CPP_PYTHON),)
-    return (*llama, ("onnxruntime", ONNXRUNTIME)) if served.is_onnx else llama
+    return (*llama, ("onnxruntime", ONNXRUNTIME_VERSION)) if served.is_onnx else llama

@@ -1,4 +1,4 @@
-"""The agent: job control on the target. Standard library only, as is all that runs there.
+"""The agent: job control on the target. Standard library only.
 
     python3 agent.py start JOB    run JOB/job.json detached; returns at once
     python3 agent.py wait JOB S   wait up to S seconds, print the state as one JSON line

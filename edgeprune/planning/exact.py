@@ -23,7 +23,7 @@ import numpy as np
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape
 from edgeprune.planning.budget import Budget, Metric
-from edgeprune.planning.goals import MARGIN, Aim, Predict
+from edgeprune.planning.goals import MARGIN, Goals, Predict
 from edgeprune.planning.loss_table import FIELDS, LossTable
 from edgeprune.planning.widths import Widths, least_of, served_widths
 
@@ -62,7 +62,7 @@ def solve_exact(
         table: The losses; widths that it does not list are not used.
         margin: The share of each limit to stay below it, where that can be reached.
     """
-    choices = _choices(base, Aim(base, budget, limits, predict, margin), table)
+    choices = _choices(base, Goals(base, budget, limits, predict, margin), table)
     if not choices:
         return None
     layers = sorted(table.layers)
@@ -107,7 +107,7 @@ def gap(loss: float, exact_loss: float, base_loss: float = 0.0) -> float:
     return more / abs(least) if abs(least) > TOLERANCE else float("inf")
 
 
-def _choices(base: LlamaShape, aim: Aim, table: LossTable) -> dict[int, _Choice]:
+def _choices(base: LlamaShape, aim: Goals, table: LossTable) -> dict[int, _Choice]:
     """Return for each number of dropped layers the widths of the least loss that hold the goals."""
     found: dict[int, _Choice] = {}
     for widths in served_widths(base):

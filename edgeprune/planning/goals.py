@@ -16,13 +16,13 @@ from edgeprune.planning.budget import Budget, Metric, violation
 from edgeprune.planning.cost import Cost
 from edgeprune.planning.widths import Widths, corners, least_of, shape_of, widths_of
 
-# Aim this far below each limit: the prediction's error must not cost a round of correction.
+# Goals this far below each limit: the prediction's error must not cost a round of correction.
 MARGIN = 0.03
 Predict = Callable[[LlamaShape], Cost]
 Values = Mapping[Metric, float]
 
 
-class Aim:
+class Goals:
     """The goals of one planning call, and the predictions made for it.
 
     Attributes:

@@ -26,7 +26,7 @@ from edgeprune.planning.budget import Budget, Metric
 from edgeprune.planning.cost import Cost
 from edgeprune.planning.exact import solve_exact
 from edgeprune.planning.feasible import check_feasible, out_of_reach
-from edgeprune.planning.goals import MARGIN, Aim, Predict
+from edgeprune.planning.goals import MARGIN, Goals, Predict
 from edgeprune.planning.loss_table import Estimate, LossTable, Score, Scores
 from edgeprune.planning.moves import Kind, Move, moves, why_width
 from edgeprune.planning.refine import State, refine
@@ -147,7 +147,7 @@ def make_plan(  # noqa: PLR0913 - a `Demand` in parts: costs need not come from 
             moves of these kinds reach.
     """
     check_feasible(base, budget, limits, predict)
-    aim = Aim(base, budget, limits, predict, margin)
+    aim = Goals(base, budget, limits, predict, margin)
     plan = Plan(
         base=base, shape=base, cuts=Cuts(), steps=(), base_loss=None, base_cost=aim.cost(Cuts()),
         cost=aim.cost(Cuts()), limits=dict(limits), cost_error=dict(cost_error), margin=margin,
@@ -189,7 +189,7 @@ def least_loss(
     lines. Cuts that come together mostly lose more than that. It takes no more than the scan that
     `make_plan` begins with, whose arguments these are.
     """
-    if Aim(base, budget, limits, predict, margin).excess(Cuts()) == 0:
+    if Goals(base, budget, limits, predict, margin).excess(Cuts()) == 0:
         return 0.0
     table = _first_scan(base, Scores(score), tuple(Kind)).table()
     found = solve_exact(base, budget, limits, predict, table, margin)
@@ -212,7 +212,7 @@ def _first_scan(base: LlamaShape, scores: Scores, kinds: Collection[Kind]) -> Es
 
 
 def _descend(
-    state: State, aim: Aim, estimate: Estimate, scores: Scores, kinds: Collection[Kind]
+    state: State, aim: Goals, estimate: Estimate, scores: Scores, kinds: Collection[Kind]
 ) -> tuple[tuple[Step, ...], State]:
     """Take the cheapest move until the goals hold or no move comes nearer to them."""
     steps, known = list[Step](), dict[Move, float]()
@@ -257,7 +257,7 @@ def _rank(
         ranked = [scored.get(option.move, option) for option in ranked]
 
 
-def _reason(best: _Option, others: Sequence[_Option], aim: Aim, old: Cuts) -> str:
+def _reason(best: _Option, others: Sequence[_Option], aim: Goals, old: Cuts) -> str:
     """Say why a move was taken, why to that width, and what was the runner-up."""
     values = aim.budget.values(aim.cost(best.cuts))
     reached = ", ".join(f"{metric.label} {metric.show(v)}" for metric, v in values.items())

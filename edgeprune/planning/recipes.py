@@ -14,7 +14,7 @@ from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape
 from edgeprune.planning.demand import Demand
 from edgeprune.planning.feasible import check_feasible, out_of_reach
-from edgeprune.planning.goals import Aim
+from edgeprune.planning.goals import Goals
 from edgeprune.planning.greedy import Plan, make_plan
 from edgeprune.planning.loss_table import Score
 from edgeprune.planning.moves import Kind, describe_change
@@ -65,7 +65,7 @@ def follow(
         return make_plan(base, demand.budget, demand.limits, demand.predict, score,
                          demand.model.error, margin=demand.margin, kinds=kinds)
     check_feasible(base, demand.budget, demand.limits, demand.predict)
-    aim = Aim(base, demand.budget, demand.limits, demand.predict, demand.margin)
+    aim = Goals(base, demand.budget, demand.limits, demand.predict, demand.margin)
     ways = list(_ways(planner, base, influence))
     cuts = next((cuts for cuts in ways if aim.excess(cuts) == 0), None)
     if cuts is None:

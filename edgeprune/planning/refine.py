@@ -21,7 +21,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from edgeprune.model.cuts import Cuts
-from edgeprune.planning.goals import Aim
+from edgeprune.planning.goals import Goals
 from edgeprune.planning.loss_table import FIELDS, Estimate, Scores
 from edgeprune.planning.moves import describe_change, moves, moves_back, why_width
 from edgeprune.planning.widths import least_of, served_widths, widths_of
@@ -66,7 +66,7 @@ class _Jump(NamedTuple):
     cuts: Cuts
 
 
-def refine(start: State, aim: Aim, estimate: Estimate, scores: Scores) -> Refined:
+def refine(start: State, aim: Goals, estimate: Estimate, scores: Scores) -> Refined:
     """Return a state that holds the goals and loses the least that was found, and how.
 
     Args:
@@ -88,7 +88,7 @@ def refine(start: State, aim: Aim, estimate: Estimate, scores: Scores) -> Refine
 class _Search:
     """One refinement: where it stands, and what it did."""
 
-    def __init__(self, aim: Aim, estimate: Estimate, scores: Scores, state: State) -> None:
+    def __init__(self, aim: Goals, estimate: Estimate, scores: Scores, state: State) -> None:
         self.state = state
         self.log: list[str] = []
         self._failures = 0

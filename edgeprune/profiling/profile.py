@@ -29,7 +29,7 @@ from edgeprune.records import Record, __version__, digest
 from edgeprune.target.measure import Subject, measure_in_turn
 from edgeprune.target.measurement import Measurement, Workload
 from edgeprune.target.probe import DeviceFacts
-from edgeprune.target.runtime import ONNXRUNTIME
+from edgeprune.target.runtime import ONNXRUNTIME_VERSION
 from edgeprune.target.session import Device
 
 # Rounds are measured until times are known to PRECISION (one sigma, of the middle shape), or these
@@ -102,7 +102,7 @@ def profile_path(
     device: Device, shape: LlamaShape, quant: str, directory: Path, others: Sequence[str] = ()
 ) -> Path:
     """Return where a profile is kept: under the hash of everything that its numbers depend on."""
-    runtime = ONNXRUNTIME if is_onnx(quant) else LLAMA_CPP_PYTHON
+    runtime = ONNXRUNTIME_VERSION if is_onnx(quant) else LLAMA_CPP_PYTHON
     key = digest(__version__, device.facts.identity(), runtime, device.threads, UBATCH, shape,
                  quant, tuple(others))
     return directory / device.target.name / f"{key}.json"

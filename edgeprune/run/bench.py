@@ -23,7 +23,7 @@ from edgeprune.target.measurement import Comparison, Measurement, Workload
 from edgeprune.target.session import Device
 
 # Requests of a comparison that says too little are added to, up to so many times the first number.
-MOST = 4
+MOST_REPEATS = 4
 
 
 class Formats(Record):
@@ -90,7 +90,7 @@ class Bench:
             baseline: The unpruned model as measured before; None measures it in turn with the
                 pruned one.
             is_decided: Tells whether what was measured says enough. As long as it does not, more
-                requests are measured, up to `MOST` times the workload's.
+                requests are measured, up to `MOST_REPEATS` times the workload's.
         """
         def once() -> Comparison:
             if baseline is not None:
@@ -112,7 +112,7 @@ class Bench:
         """Measure the unpruned model in several formats on the target, in turn.
 
         That of the reference stays there. As long as what was measured does not say enough, more
-        requests are, up to `MOST` times the workload's.
+        requests are, up to `MOST_REPEATS` times the workload's.
         """
         weights = artifacts.weights
 
@@ -151,9 +151,9 @@ class Bench:
 def measured_enough(
     once: Callable[[], Several], is_decided: Callable[[Several], bool]
 ) -> Several:
-    """Measure until that says enough, or something disturbs it; `MOST` times at most."""
+    """Measure until that says enough, or something disturbs it; `MOST_REPEATS` times at most."""
     found = once()
-    for _ in range(MOST - 1):
+    for _ in range(MOST_REPEATS - 1):
         if found.disturbances or is_decided(found):
             break
         found = found.joined(once())

@@ -101,7 +101,7 @@ class Evaluator:
         return self._perplexity_as(artifacts, weights.checkpoint, weights.key, quant,
                                    "quantization")
 
-    def refuse_loss(self, artifacts: Artifacts, cuts: Cuts) -> None:
+    def check_format_loss(self, artifacts: Artifacts, cuts: Cuts) -> None:
         """Refuse a pruned artifact that its ONNX format costs too much.
 
         Raises:

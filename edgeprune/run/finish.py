@@ -1,6 +1,6 @@
 """Finishing a run: training if asked for, the quality of the artifact, the verdict, the report.
 
-In: the stages of a run and its rounds. Out: an `Outcome`, and the run directory's final records.
+In: the parts of a run and its rounds. Out: an `Outcome`, and the run directory's final records.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from edgeprune.report.verdict import Judgement, judge, judge_quality, verdict
 from edgeprune.report.words import measured_in_words
 from edgeprune.run.artifacts import Artifacts
 from edgeprune.run.options import Options
-from edgeprune.run.stages import Stages
+from edgeprune.run.parts import Parts
 from edgeprune.rundir import OUTCOME
 from edgeprune.target.interval import Interval
 from edgeprune.target.measurement import Comparison, Measurement
@@ -97,7 +97,7 @@ def check_judge(options: Options, budget: Budget) -> None:
 
 
 def train_and_finish(
-    stages: Stages, training: Training, baseline: Measurement, budget: Budget,
+    parts: Parts, training: Training, baseline: Measurement, budget: Budget,
     rounds: list[Round], options: Options, say: Say,
 ) -> Outcome:
     """Train what was found to hold the budget, and measure what came of it.
@@ -106,44 +106,44 @@ def train_and_finish(
     """
     last = rounds[-1]
     cuts = last.plan.cuts
-    evaluator = stages.evaluator
-    pruned = Untrained(evaluator.pruned(stages.artifacts, cuts),
-                       evaluator.kinds(stages.artifacts, cuts))
-    stages.bench.forget(stages.artifacts.path)
-    stages = stages.trained(training)
-    stages.artifacts.build(cuts)
-    if (found := stages.artifacts.recovered(cuts)) is not None:
+    evaluator = parts.evaluator
+    pruned = Untrained(evaluator.pruned(parts.artifacts, cuts),
+                       evaluator.kinds(parts.artifacts, cuts))
+    parts.bench.forget(parts.artifacts.path)
+    parts = parts.trained(training)
+    parts.artifacts.build(cuts)
+    if (found := parts.artifacts.recovered(cuts)) is not None:
         say("\n".join(recovery_lines(found)))
-    pair = stages.bench.compare(
-        stages.artifacts, len(rounds) + 1, cuts, None if budget.is_relative else baseline,
+    pair = parts.bench.compare(
+        parts.artifacts, len(rounds) + 1, cuts, None if budget.is_relative else baseline,
         lambda found: verdict(judge(budget, found), ()) is not Verdict.INCONCLUSIVE)
     judgements = tuple(judge(budget, pair))
     again = Round(plan=last.plan, measured=pair, judgements=judgements,
                    verdict=verdict(judgements, pair.disturbances))
     say(f"trained: {measured_in_words(pair.pruned)}: {again.verdict}")
-    return finish(stages, budget, [*rounds[:-1], again], options, pruned)
+    return finish(parts, budget, [*rounds[:-1], again], options, pruned)
 
 
 def finish(
-    stages: Stages, budget: Budget, rounds: list[Round], options: Options,
+    parts: Parts, budget: Budget, rounds: list[Round], options: Options,
     untrained: Untrained | None = None,
 ) -> Outcome:
     """Judge the quality; write the final records and the report.
 
     Args:
-        stages: Of the run.
+        parts: Of the run.
         budget: What was demanded.
         rounds: The last is that of the artifact.
         options: What the user asked for.
         untrained: Quality of the artifact before it was trained, when it was.
     """
-    artifacts, bench, evaluator = stages
+    artifacts, bench, evaluator = parts
     device, last = bench.device, rounds[-1]
     cuts = last.plan.cuts
     unpruned, artifact = artifacts.export_unpruned(), artifacts.build(cuts)
     if is_quantized_onnx(artifacts.quant) and not options.allow_quality_loss:
         try:
-            evaluator.refuse_loss(artifacts, cuts)
+            evaluator.check_format_loss(artifacts, cuts)
         except QualityError:
             for file in (unpruned, artifact):
                 bench.forget(file)

@@ -1,7 +1,8 @@
 """Limits: a budget in one target's numbers; and the choice of the number format.
 
-In: the stages of a run, the budget, the unpruned model as measured (or none: then as predicted).
-Out: a `Demand` for the planner, and the stages of the chosen format.
+In: the parts of a run, the budget, a profile, the unpruned model as measured (or none: then as
+predicted). Out: a `Demand` for the planner, and the parts in the chosen format. Fails where no cut
+holds the budget in any format.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from edgeprune.planning.demand import Demand
 from edgeprune.planning.goals import MARGIN
 from edgeprune.profiling.profile import Profile, cost_of
 from edgeprune.report.verdict import is_decided, measured_value, measured_values
-from edgeprune.report.words import cuts_in_words, profile_in_words
+from edgeprune.report.words import cuts_in_words
 from edgeprune.run.artifacts import Artifacts
 from edgeprune.run.bench import Bench, Formats
 from edgeprune.run.evaluator import Evaluator
-from edgeprune.run.stages import Stages
+from edgeprune.run.parts import Parts
 from edgeprune.target.interval import ratio_interval
 from edgeprune.target.measurement import Comparison, Measurement
 
@@ -69,28 +70,26 @@ def demand_of(
 
 
 def choose_format(
-    stages: Stages, budget: Budget, baseline: Measurement | None, *, auto: bool,
+    parts: Parts, budget: Budget, profiled: Profile, baseline: Measurement | None, *, auto: bool,
     say: Callable[[str], None],
-) -> tuple[Stages, Demand, Profile]:
-    """Return the stages of the number format that loses least, its demand and its profile.
+) -> tuple[Parts, Demand]:
+    """Return the parts in the number format that loses least, and what a plan has to hold in it.
 
     Args:
-        stages: Of the format that the user named, or of the one that percentages refer to.
+        parts: In the format that the user named, or of the one that percentages refer to.
         budget: What the user demands.
+        profiled: The target's profile; for every format that is tried.
         baseline: The unpruned model as measured, if it was.
-        auto: Try all `AUTO_QUANTS`, not only the format of `stages`.
+        auto: Try all `AUTO_QUANTS`, not only the format of `parts`.
         say: Told each result.
 
     Raises:
         InfeasibleError: No format can hold the budget.
     """
-    artifacts, bench, evaluator = stages
-    profiled = bench.profile(
-        artifacts, [q for q in AUTO_QUANTS if q != artifacts.quant] if auto else ())
-    say(profile_in_words(profiled))
+    artifacts, bench, evaluator = parts
     demand = demand_of(artifacts, budget, profiled, baseline)
     if not auto:
-        return stages, demand, profiled
+        return parts, demand
     best = best_format(artifacts, evaluator, demand, say, lambda other, wanted: _as_measured(
         other, bench, wanted, baseline))
     if best is None:
@@ -101,7 +100,7 @@ def choose_format(
         raise InfeasibleError("no number format can hold the budget", got=budget.text)
     quant, demand = best
     say(f"format: {quant} loses least")
-    return stages.in_format(quant), demand, profiled
+    return parts.in_format(quant), demand
 
 
 def best_format(

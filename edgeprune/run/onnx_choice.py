@@ -1,6 +1,7 @@
 """The choice of the ONNX format: accurate enough, and the faster of the two int8 formats.
 
-In: the stages of a run. Out: the stages of the format that is taken, said why.
+In: the parts of a run. Out: the parts in the format that is taken, said why. Fails where that
+format loses too much.
 
 `onnx:int8` has two ways. Weight-only (`MatMulNBits`) keeps a scale for 32 weights and rounds
 activations in blocks, too; dynamic (`DynamicQuantizeMatMul`) keeps one for each row and rounds all
@@ -14,38 +15,38 @@ from collections.abc import Callable
 
 from edgeprune.model.onnx_formats import FLOAT, INT8, INT8_DYNAMIC, is_quantized_onnx
 from edgeprune.quality.loss import MOST_LOSS, check_loss, loss_of
-from edgeprune.run.stages import Stages
+from edgeprune.run.parts import Parts
 
 
-def admitted(stages: Stages, *, allow_loss: bool, say: Callable[[str], None]) -> Stages:
-    """Return the stages of the format that is deployed; those of a GGUF format as they are.
+def choose_onnx_format(parts: Parts, *, allow_loss: bool, say: Callable[[str], None]) -> Parts:
+    """Return the parts in the format that is deployed; those of a GGUF format as they are.
 
     Args:
-        stages: Of the format that the user named.
+        parts: Of the format that the user named.
         allow_loss: Take it however much it loses.
         say: Told the choice and its reason.
 
     Raises:
         QualityError: The unpruned model loses too much in it.
     """
-    artifacts, evaluator = stages.artifacts, stages.evaluator
+    artifacts, evaluator = parts.artifacts, parts.evaluator
     if not is_quantized_onnx(artifacts.quant):
-        return stages
+        return parts
     if not allow_loss:
         exact, quantized = evaluator.unpruned_as(artifacts, FLOAT), evaluator.unpruned(artifacts)
         check_loss(artifacts.quant, quantized, exact)
         say(f"{artifacts.quant}: perplexity {quantized.perplexity:.2f}, of the float32 graph "
             f"{exact.perplexity:.2f}")
-    return _faster_int8(stages, say) if artifacts.quant == INT8 else stages
+    return _faster_int8(parts, say) if artifacts.quant == INT8 else parts
 
 
-def _faster_int8(stages: Stages, say: Callable[[str], None]) -> Stages:
-    artifacts, bench, evaluator = stages
+def _faster_int8(parts: Parts, say: Callable[[str], None]) -> Parts:
+    artifacts, bench, evaluator = parts
     exact, dynamic = (evaluator.unpruned_as(artifacts, q) for q in (FLOAT, INT8_DYNAMIC))
     if (loss := loss_of(dynamic, exact)) > MOST_LOSS:
         say(f"int8: weight-only (MatMulNBits); dynamic int8 would raise perplexity by {loss:.1%}, "
             f"more than {MOST_LOSS:.0%}")
-        return stages
+        return parts
     ways = bench.compare_formats(artifacts, INT8, INT8_DYNAMIC)
     times = {quant: one.latency_ms() for quant, one in ways.measured.items()}
     taken = min(times, key=lambda quant: times[quant])
@@ -53,4 +54,4 @@ def _faster_int8(stages: Stages, say: Callable[[str], None]) -> Stages:
         + f" on {bench.device.target.name}; {taken} is taken")
     if taken != artifacts.reference:
         bench.forget(artifacts.export_unpruned())
-    return stages.in_format(taken, reference=taken)
+    return parts.in_format(taken, reference=taken)

@@ -3,8 +3,7 @@
     target -> baseline -> profile -> plan -> compress -> export -> bench -> (correct: plan again)
 
 In: `Options`. Out: an `Outcome`, and a run directory with the output of every stage. Stages whose
-inputs are unchanged are not run again (`edgeprune.run.stages`), so a killed run goes on where it
-was.
+inputs are unchanged are not run again (`edgeprune.rundir`), so a killed run goes on where it was.
 """
 
 from __future__ import annotations
@@ -31,16 +30,16 @@ from edgeprune.quality.windows import check_length, evaluation_kinds
 from edgeprune.records import Verdict
 from edgeprune.report.outcome import Outcome
 from edgeprune.report.verdict import Judgement, is_decided, judge, requests_needed, verdict
-from edgeprune.report.words import limits_in_words, measured_in_words, plan_lines
+from edgeprune.report.words import limits_in_words, measured_in_words, plan_lines, profile_in_words
 from edgeprune.run.artifacts import Artifacts
 from edgeprune.run.bench import Bench
 from edgeprune.run.evaluator import Evaluator
 from edgeprune.run.finish import Round, check_judge, finish, train_and_finish, training_of
-from edgeprune.run.limits import choose_format, median_limits
-from edgeprune.run.onnx_choice import admitted
+from edgeprune.run.limits import AUTO_QUANTS, choose_format, median_limits
+from edgeprune.run.onnx_choice import choose_onnx_format
 from edgeprune.run.options import Options
+from edgeprune.run.parts import Parts
 from edgeprune.run.request import AUTO, NO_TEXT, Request, open_run
-from edgeprune.run.stages import Stages
 from edgeprune.run.strategies import strategy_of
 from edgeprune.run.weights import Weights
 from edgeprune.target.measure import model_bytes
@@ -71,10 +70,11 @@ def run(options: Options, *, say: Say = lambda _: None, notify: Say = lambda _: 
         if weights.tokenizer is None:  # perplexity, at the latest, needs one
             raise InputError(f"{weights.checkpoint.path} has no tokenizer, which a run needs",
                              remedy="put tokenizer.json (or a tokenizer.gguf) beside the weights")
-        stages = admitted(asked, allow_loss=options.allow_quality_loss, say=say)
-        baseline = _baseline(stages, say, keep=budget.is_relative)
-        chosen, demand, profiled = choose_format(
-            stages, budget, baseline, auto=options.quant == AUTO, say=say)
+        parts = choose_onnx_format(asked, allow_loss=options.allow_quality_loss, say=say)
+        auto = options.quant == AUTO
+        baseline = _baseline(parts, say, keep=budget.is_relative)
+        profiled = _profile(parts, say, auto=auto)
+        chosen, demand = choose_format(parts, budget, profiled, baseline, auto=auto, say=say)
         rounds = _rounds(chosen, baseline, demand, profiled, say)
         if training is not None and rounds[-1].verdict is Verdict.MISSED:
             say("not trained: the budget was missed")
@@ -94,9 +94,10 @@ def plan_only(
     Raises:
         EdgePruneError: See `edgeprune.errors`.
     """
-    with _begun(options, say, notify) as (stages, budget):
-        chosen, demand, profiled = choose_format(
-            stages, budget, None, auto=options.quant == AUTO, say=say)
+    with _begun(options, say, notify) as (parts, budget):
+        auto = options.quant == AUTO
+        profiled = _profile(parts, say, auto=auto)
+        chosen, demand = choose_format(parts, budget, profiled, None, auto=auto, say=say)
         check_demand(chosen.artifacts.shape, demand, profiled.read_bytes_per_s)
         plan = chosen.artifacts.plan(0, demand)
         plan.write(chosen.artifacts.run.path / "plan.json")
@@ -104,7 +105,7 @@ def plan_only(
 
 
 @contextmanager
-def _begun(options: Options, say: Say, notify: Say) -> Iterator[tuple[Stages, Budget]]:
+def _begun(options: Options, say: Say, notify: Say) -> Iterator[tuple[Parts, Budget]]:
     """Open what a run works with: the model, the target, the run directory."""
     budget = read_budget(options.budget)
     quant = AUTO if options.quant == AUTO else check_format(options.quant)
@@ -137,7 +138,7 @@ def _begun(options: Options, say: Say, notify: Say) -> Iterator[tuple[Stages, Bu
         if options.evaluate is not None and weights.tokenizer is not None:
             check_length(evaluation, weights.tokenizer)
         set_threads(device, options.threads, checkpoint.shape, reference, options.profiles, say)
-        yield Stages(
+        yield Parts(
             Artifacts(weights, quant=reference, reference=reference),
             Bench(device, workload, run_directory, options.profiles, options.profile_seconds),
             Evaluator(evaluation, run_directory, device.notify)), budget
@@ -163,13 +164,13 @@ def set_threads(
         device.threads = int(asked)
 
 
-def _baseline(stages: Stages, say: Say, *, keep: bool) -> Measurement:
+def _baseline(parts: Parts, say: Say, *, keep: bool) -> Measurement:
     """Measure the unpruned model in the same number format on the target; `keep` leaves it there.
 
     Raises:
         DeviceError: The target has less RAM than the file has bytes.
     """
-    artifacts, bench, _ = stages
+    artifacts, bench, _ = parts
     artifact = artifacts.export_unpruned()
     facts, size = bench.device.facts, model_bytes(artifact)
     if size > facts.ram_bytes:
@@ -186,8 +187,17 @@ def _baseline(stages: Stages, say: Say, *, keep: bool) -> Measurement:
     return measured
 
 
+def _profile(parts: Parts, say: Say, *, auto: bool) -> Profile:
+    """Profile the target for the model's shape, and for every format that may be taken."""
+    quant = parts.artifacts.quant
+    others = [other for other in AUTO_QUANTS if other != quant] if auto else ()
+    profiled = parts.bench.profile(parts.artifacts, others)
+    say(profile_in_words(profiled))
+    return profiled
+
+
 def _rounds(
-    stages: Stages, baseline: Measurement, demand: Demand, profiled: Profile, say: Say
+    parts: Parts, baseline: Measurement, demand: Demand, profiled: Profile, say: Say
 ) -> list[Round]:
     """Plan, build, measure, and plan again with what was learnt, at most `ROUNDS` times.
 
@@ -195,7 +205,7 @@ def _rounds(
     measured beside the pruned one, not minutes earlier. Where an interval held the limit, the next
     plan stays further below it.
     """
-    artifacts, bench, _ = stages
+    artifacts, bench, _ = parts
     done: list[Round] = []
     budget = demand.budget
     while True:
@@ -204,6 +214,7 @@ def _rounds(
         check_demand(artifacts.shape, demand, profiled.read_bytes_per_s)
         plan = artifacts.plan(number, demand)
         say("\n".join(plan_lines(plan)))
+        # compressed and exported in it, unless what comes of it was measured before
         pair = bench.compare(
             artifacts, number, plan.cuts, None if budget.is_relative else baseline,
             lambda found: is_decided(budget, found))

@@ -29,6 +29,7 @@ from edgeprune.records import Record, digest
 from edgeprune.target.transport import Transport, checked
 
 LIMIT_S = 3 * 3600
+POLL_S, LOCAL_POLL_S = 20, 5  # so long the agent waits for a job's end before it answers
 SILENT_S = 60  # without a heartbeat, before the user hears of it
 STALE_S = 600  # without a look from its host, before a job counts as forgotten
 FRESH_S = 3600  # a result that a killed edgeprune left is taken as long as this

@@ -22,7 +22,7 @@ from edgeprune.errors import ConnectionLost, DeviceError
 from edgeprune.target.route import Route, hop_of, route_of
 from edgeprune.target.target import Target
 from edgeprune.target.trust import changed_key, known_keys
-from edgeprune.target.uninterrupted import aside
+from edgeprune.target.uninterrupted import uninterrupted
 
 PASSPHRASE = "EDGEPRUNE_KEY_PASSPHRASE"  # noqa: S105 - where one may be
 _MOST_HOPS = 8
@@ -88,8 +88,8 @@ def shown_key(target: Target, ask: Ask) -> tuple[Route, paramiko.PKey]:
     with ExitStack() as stack:
         try:
             transport = paramiko.Transport(_socket(target, route, ask, stack))
-            stack.callback(aside, transport.close)
-            aside(lambda: transport.start_client(timeout=target.connect_timeout_s))
+            stack.callback(uninterrupted, transport.close)
+            uninterrupted(lambda: transport.start_client(timeout=target.connect_timeout_s))
             return route, transport.get_remote_server_key()
         except (paramiko.SSHException, OSError, EOFError) as error:
             raise refusal(target, route, error) from error
@@ -106,7 +106,7 @@ def _client(
     while True:
         with ExitStack() as mine:
             client = paramiko.SSHClient()
-            mine.callback(aside, client.close)
+            mine.callback(uninterrupted, client.close)
             client.set_missing_host_key_policy(paramiko.RejectPolicy())
             # paramiko looks them up by host and port alone
             name = route._replace(known_as=None).name
@@ -141,7 +141,7 @@ def _log_in(
     client: paramiko.SSHClient, route: Route, passphrase: str | None,
     way: paramiko.Channel | socket.socket, limit: float, *, with_agent: bool,
 ) -> None:
-    aside(lambda: client.connect(
+    uninterrupted(lambda: client.connect(
         route.host, port=route.port, username=route.user,
         key_filename=[str(key) for key in route.keys],  # type: ignore[arg-type]
         passphrase=passphrase, allow_agent=with_agent,
@@ -168,7 +168,7 @@ def _socket(
     if live is None:
         raise refusal(target, hop, EOFError("closed at once"))
     try:
-        return aside(partial(live.open_channel, "direct-tcpip", (route.host, route.port),
+        return uninterrupted(partial(live.open_channel, "direct-tcpip", (route.host, route.port),
                              ("127.0.0.1", 0), timeout=target.connect_timeout_s))
     except paramiko.SSHException as error:
         raise DeviceError(f"target {target.name}: {hop.where} cannot reach {route.where} ({error})",

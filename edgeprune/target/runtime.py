@@ -33,8 +33,8 @@ from edgeprune.target.cross_build import (
 from edgeprune.target.probe import DeviceFacts, parse_cpuinfo
 from edgeprune.target.transport import Notify, Transport, check_room, checked, rename, sending
 
-ONNXRUNTIME = "1.32.0"
-ONNX_PACKAGES = (f"onnxruntime=={ONNXRUNTIME}", "numpy")
+ONNXRUNTIME_VERSION = "1.32.0"
+ONNX_PACKAGES = (f"onnxruntime=={ONNXRUNTIME_VERSION}", "numpy")
 # llama-cpp-python's own, its server's, and what ours counts with
 SERVER_PACKAGES = (
     "fastapi>=0.100", "uvicorn>=0.22", "sse-starlette>=1.6", "starlette-context>=0.3.6",

@@ -19,7 +19,7 @@ from typing import Any
 from edgeprune.errors import DeviceError
 from edgeprune.records import digest, file_digest
 from edgeprune.target.fitness import check_usable
-from edgeprune.target.jobs import Jobs
+from edgeprune.target.jobs import LOCAL_POLL_S, POLL_S, Jobs
 from edgeprune.target.persistence import PersistentTransport
 from edgeprune.target.probe import DeviceFacts, probe
 from edgeprune.target.runtime import onnx_archive, provision, runtime_archive
@@ -34,7 +34,6 @@ from edgeprune.target.transport import (
     sending,
 )
 
-POLL_S, LOCAL_POLL_S = 20, 5
 PROGRAMS = ("agent.py", "runner.py", "engine_llama.py", "engine_onnx.py")
 NO_RUNTIME = {"bandwidth"}  # kinds of jobs that the standard library does
 OLD_PART_DAYS = 1  # what was sent of a file counts as given up

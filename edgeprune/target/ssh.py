@@ -33,7 +33,7 @@ from edgeprune.target.transport import (
     checked,
     no_progress,
 )
-from edgeprune.target.uninterrupted import aside
+from edgeprune.target.uninterrupted import uninterrupted
 
 CHUNK_BYTES = 32768
 STALL_S = 120  # without a byte taken
@@ -82,21 +82,21 @@ class SSHTransport:
 
     def run(self, argv: Sequence[str], *, timeout_s: float = 60) -> Completed:
         """See `Transport.run`."""
-        return aside(lambda: self._run(argv, timeout_s))
+        return uninterrupted(lambda: self._run(argv, timeout_s))
 
     def put(self, local: Path, remote: str, progress: Progress = no_progress) -> None:
         """See `Transport.put`."""
-        aside(lambda: self._put(local, remote, progress))
+        uninterrupted(lambda: self._put(local, remote, progress))
 
     def get(self, remote: str, local: Path, most_bytes: int = MOST_OUTPUT_BYTES) -> None:
         """See `Transport.get`."""
-        aside(lambda: self._get(remote, local, most_bytes))
+        uninterrupted(lambda: self._get(remote, local, most_bytes))
 
     def close(self) -> None:
         """See `Transport.close`."""
         self._files = None
         if self._login is not None:
-            aside(self._login.hops.close)
+            uninterrupted(self._login.hops.close)
             self._login = None
 
     def _run(self, argv: Sequence[str], timeout_s: float) -> Completed:

@@ -17,7 +17,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def aside(work: Callable[[], T]) -> T:
+def uninterrupted(work: Callable[[], T]) -> T:
     """Do something in a thread of its own; an interrupt ends the waiting, not the work.
 
     Args:

@@ -8,6 +8,7 @@ writes both anew, for a change that is meant; the difference shows what such pro
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,11 +54,18 @@ def schemas() -> str:
 
 
 def _without_words(found: object) -> object:
-    """Leave out what explains: a docstring may change."""
+    """Leave out what explains, and where records lie: docstrings and modules may change."""
     if isinstance(found, dict):
-        return {key: _without_words(value) for key, value in found.items()
+        return {_without_modules(key): _without_words(value) for key, value in found.items()
                 if key not in {"description", "title"}}
-    return [_without_words(one) for one in found] if isinstance(found, list) else found
+    if isinstance(found, list):
+        return [_without_words(one) for one in found]
+    return _without_modules(found) if isinstance(found, str) else found
+
+
+def _without_modules(name: str) -> str:
+    """Leave only the package of what has the name of another record, too."""
+    return re.sub(r"edgeprune__([a-z]+)__\w+__(?=[A-Z])", r"\1.", name)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape
 from edgeprune.planning.budget import Metric
 from edgeprune.planning.cost import Cost
-from edgeprune.planning.goals import Aim, goals
+from edgeprune.planning.goals import Goals, goals
 from edgeprune.planning.grammar import parse_budget
 from edgeprune.planning.widths import Widths, served_widths
 from tests.planning.worlds import BLOCKS, limits_of, predict
@@ -35,7 +35,7 @@ def test_as_many_layers_stay_as_hold_the_goals_and_each_shape_is_predicted_once(
         return predict(shape)
 
     text = "10 tokens < 40%"
-    aim = Aim(BLOCKS, parse_budget(text), limits_of(text, BLOCKS), counted, 0.03)
+    aim = Goals(BLOCKS, parse_budget(text), limits_of(text, BLOCKS), counted, 0.03)
     for widths in served_widths(BLOCKS):
         most = aim.capacity(widths)
         holding = [n for n in range(3, 9)  # a third of the 8 stays
@@ -49,7 +49,7 @@ def test_goals_that_hold_only_with_less_than_a_third_of_the_layers_do_not_hold()
     # unpruned layers take 58 ms each beside 10 ms: 3 of them 184, within 39 % of 474 ms, not 38 %
     for share, layers in ((39, 3), (38, 0)):
         text = f"10 tokens < {share}%"
-        aim = Aim(BLOCKS, parse_budget(text), limits_of(text, BLOCKS), predict, 0.0)
+        aim = Goals(BLOCKS, parse_budget(text), limits_of(text, BLOCKS), predict, 0.0)
         assert aim.excess(Cuts(layers=tuple(range(6)))) == 0  # 2 layers would do
         assert aim.capacity(Widths(4, 2, 1280)) == layers
         assert aim.capacity(Widths(4, 2, 1280), 2) == layers
@@ -63,7 +63,7 @@ def test_too_few_layers_are_refused_after_one_prediction() -> None:
         return predict(shape)
 
     text = "10 tokens < 40%"
-    aim = Aim(BLOCKS, parse_budget(text), limits_of(text, BLOCKS), counted, 0.03)
+    aim = Goals(BLOCKS, parse_budget(text), limits_of(text, BLOCKS), counted, 0.03)
     before = len(asked)
     assert aim.capacity(Widths(4, 2, 1280), 8) == 0
     assert len(asked) == before + 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgeprune.run.bench import MOST, Formats, measured_enough
+from edgeprune.run.bench import MOST_REPEATS, Formats, measured_enough
 from edgeprune.target.measurement import Comparison
 from tests.report.test_verdict import requests
 
@@ -13,7 +13,7 @@ def _times(*ms: float) -> Formats:
     return Formats(measured={"Q4_0": requests(list(ms)), "Q4_K_M": requests(list(ms))})
 
 
-@pytest.mark.parametrize(("wanted", "expected"), [(2, 2), (5, 6), (99, 2 * MOST)])
+@pytest.mark.parametrize(("wanted", "expected"), [(2, 2), (5, 6), (99, 2 * MOST_REPEATS)])
 def test_requests_are_added_until_there_are_enough(wanted: int, expected: int) -> None:
     def so_many(found: Formats) -> bool:
         return len(found.measured["Q4_0"].request_token_ms) >= wanted

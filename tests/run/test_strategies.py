@@ -115,9 +115,9 @@ def test_the_finalist_that_is_best_when_built_is_taken(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["gqa-tied", "mha-untied"])
 def test_components_that_tell_nothing_go_first(kind: str, tmp_path: Path) -> None:
-    model = make_tiny(tmp_path / "model", kind, tokenizer=True, hidden_size=320,
-                      intermediate_size=512, num_hidden_layers=3, initializer_range=0.05)
-    checkpoint = Checkpoint(within_a_subspace(model, 250))
+    model = make_tiny(tmp_path / "model", kind, tokenizer=True, hidden_size=576,
+                      intermediate_size=512, num_hidden_layers=2, initializer_range=0.05)
+    checkpoint = Checkpoint(within_a_subspace(model, 500))
     cutting = replace(_cutting(checkpoint, strategy_of("edgeprune"), tmp_path / "scratch"),
                       corpus=calibration_corpus(), effort=Effort.MEDIUM)
     demand = _demand(checkpoint, "decode > 105%")

@@ -82,7 +82,8 @@ class OnnxLlama(BoundedLlama):
         self, directory: Path, name: str, meter: Meter, *, n_ctx: int, n_threads: int
     ) -> None:
         """Load the model in a directory; its tokenizer is a GGUF file without weights."""
-        from edgeprune.on_target.engine_onnx import Engine
+        # onnxruntime is not for GGUF
+        from edgeprune.on_target.engine_onnx import Engine  # noqa: PLC0415
 
         super().__init__(directory / "tokenizer.gguf", name, meter, vocab_only=True, n_ctx=n_ctx)
         self._engine = Engine({"path": str(directory / "model.onnx"), "threads": n_threads,

@@ -1,7 +1,4 @@
-"""The parts of a run that its stages work with: artifacts, the target, what quality is taken on.
-
-The order of the stages is `edgeprune.run.pipeline`'s.
-"""
+"""The parts of a run: its artifacts, its target, and the evaluator of its quality."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from edgeprune.run.bench import Bench
 from edgeprune.run.evaluator import Evaluator
 
 
-class Stages(NamedTuple):
+class Parts(NamedTuple):
     """The parts of one run.
 
     Attributes:
@@ -27,11 +24,11 @@ class Stages(NamedTuple):
     bench: Bench
     evaluator: Evaluator
 
-    def in_format(self, quant: str, *, reference: str | None = None) -> Stages:
+    def in_format(self, quant: str, *, reference: str | None = None) -> Parts:
         """Return the parts for another number format; of the unpruned model, too, if given."""
         return self._replace(artifacts=replace(
             self.artifacts, quant=quant, reference=reference or self.artifacts.reference))
 
-    def trained(self, training: Training) -> Stages:
+    def trained(self, training: Training) -> Parts:
         """Return the parts for the pruned model trained."""
         return self._replace(artifacts=replace(self.artifacts, training=training))
