@@ -1,4 +1,4 @@
-"""By what the heads and FFN channels that a layer keeps are chosen: names and options."""
+"""Criteria that rank the heads and FFN channels of a layer: names and options. Pure."""
 
 from __future__ import annotations
 

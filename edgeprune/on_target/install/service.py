@@ -93,8 +93,6 @@ def tidy() -> None:
     units.remove(*(units.unit_of(place.name) for place in old))
     for place in old:
         shutil.rmtree(place, ignore_errors=True)
-
-
     used = {(layout.VERSIONS / one / layout.RUNTIME).readlink().name for one in kept if one}
     for runtime in layout.runtimes():
         if runtime not in used:
