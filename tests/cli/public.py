@@ -23,14 +23,17 @@ from edgeprune.planning.greedy import Plan
 from edgeprune.profiling.profile import Profile
 from edgeprune.quality.llm_judge import Judged
 from edgeprune.quality.results import Evaluation, Kinds
+from edgeprune.quality.tasks import Score
 from edgeprune.recovery.recipe import Recovered
 from edgeprune.report.outcome import Outcome
+from edgeprune.sparsity.effect import Effect
 from edgeprune.target.measurement import Comparison, Measurement
 from edgeprune.target.probe import DeviceFacts
+from edgeprune.target.target import Target
 
 HELP, SCHEMAS = (Path(__file__).with_name(name) for name in ("help.txt", "schemas.json"))
-RECORDS = (Comparison, Demand, DeviceFacts, Evaluation, Judged, Kinds, Manifest, Measurement,
-           Outcome, Plan, Profile, Recovered)
+RECORDS = (Comparison, Demand, DeviceFacts, Effect, Evaluation, Judged, Kinds, Manifest, Measurement,
+           Outcome, Plan, Profile, Recovered, Score, Target)
 
 
 def help_of_every_command() -> str:
