@@ -32,8 +32,8 @@ from edgeprune.target.probe import DeviceFacts
 from edgeprune.target.target import Target
 
 HELP, SCHEMAS = (Path(__file__).with_name(name) for name in ("help.txt", "schemas.json"))
-RECORDS = (Comparison, Demand, DeviceFacts, Effect, Evaluation, Judged, Kinds, Manifest, Measurement,
-           Outcome, Plan, Profile, Recovered, Score, Target)
+RECORDS = (Comparison, Demand, DeviceFacts, Effect, Evaluation, Judged, Kinds, Manifest,
+           Measurement, Outcome, Plan, Profile, Recovered, Score, Target)
 
 
 def help_of_every_command() -> str:
