@@ -9,8 +9,9 @@ tokens of the shipped evaluation kinds and of the WikiText excerpt. `wikitext` i
 calibration excerpt, `broad` the shipped calibration kinds, as many windows of each. Nothing is
 planned: the cuts are the same in every row of a name. Each calibration chooses what is kept within
 a layer, by an importance. An effort is an amount of text. A damping is one for every projection;
-`chosen` is one for each, as edgeprune has it. A drawing takes other windows of the calibration
-text: its passages begin a quarter later each.
+`chosen` is one for each, as edgeprune has it; where a damping helps no kind that is left out, the
+weights stay as they are. What is not repaired is chosen by energy, since `obs` counts on repair. A
+drawing takes other windows of the calibration text: its passages begin a quarter later each.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from itertools import product
@@ -54,7 +55,7 @@ CUTS = {"components": Cuts(components=64), "layers": Cuts(layers=(12, 13, 14, 17
         "three-layers": Cuts(layers=(12, 14, 17))}
 
 
-CHOSEN = "chosen"
+CHOSEN, CALIBRATIONS = "chosen", ("wikitext", "broad")
 
 
 class Way(NamedTuple):
@@ -84,12 +85,15 @@ class Way(NamedTuple):
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="What is lost on each kind of text.")
-    parser.add_argument("--calibrations", default="wikitext,broad", help="names with commas")
-    parser.add_argument("--cuts", default=",".join(CUTS), help="names with commas")
-    parser.add_argument("--efforts", default=Effort.MEDIUM, help=f"of {', '.join(Effort)}")
-    parser.add_argument("--importances", default=Method.OBS, help=f"of {', '.join(Method)}")
-    parser.add_argument("--dampings", default=CHOSEN, help=f"{CHOSEN}, or shares of the energy")
-    parser.add_argument("--drawings", default="0", help="of 0 to 3, with commas")
+    for option, default, known in (
+        ("--calibrations", "wikitext,broad", CALIBRATIONS), ("--cuts", ",".join(CUTS), CUTS),
+        ("--efforts", Effort.MEDIUM, Effort), ("--importances", Method.OBS, Method),
+        ("--drawings", "0", "0123"),
+    ):
+        parser.add_argument(option, default=default, type=partial(_known, tuple(known)),
+                            help=f"of {', '.join(known)}; with commas")
+    parser.add_argument("--dampings", default=CHOSEN,
+                        help=f"{CHOSEN}, or shares of each input's energy, with commas")
     parser.add_argument("--repaired-only", action="store_true", help="leave the others out")
     arguments = parser.parse_args()
     checkpoint = Checkpoint(resolve_model("smollm2")[1])
@@ -113,6 +117,13 @@ def main() -> int:
             cells = [name, *way.cells, *losses, f"{seconds:.0f}"]
             print(f"| {' | '.join(cells)} |", flush=True)
     return 0
+
+
+def _known(known: Sequence[str], text: str) -> str:
+    """Refuse names that are not known."""
+    if unknown := set(text.split(",")) - set(known):
+        raise argparse.ArgumentTypeError(f"no such {', '.join(sorted(unknown))}")
+    return text
 
 
 def _ways(arguments: argparse.Namespace) -> Iterator[Way]:

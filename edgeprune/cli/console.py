@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from edgeprune.model.quantization import DEFAULT_FORMAT
@@ -221,11 +222,11 @@ def progress(
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table on stdout; columns after the first are aligned to the right."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     for number, name in enumerate(header):
         table.add_column(name, justify="right" if number else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))  # names of files are in it
     # a pipe is no reason to squeeze the columns
     width = None if sys.stdout.isatty() else 120
     Console(highlight=False, width=width).print(table)

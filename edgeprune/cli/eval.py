@@ -62,11 +62,17 @@ def evaluate(
     if stride is not None and stride > context:
         raise UsageError("a stride above the context would leave text out", got=stride,
                          remedy=f"take at most {context}, or a larger --context")
+    if own is not None and text is not None:
+        raise UsageError("--text is one text for perplexity, --evaluate a kind beside others",
+                         got="both", remedy="give one of them")
     reading = Reading(context=context, stride=stride or context, windows=windows or None)
     read = None if text is None else Text(text.name, (text_of(text, "text"),))
     kinds = evaluation_kinds(own)
     with progress(quiet=as_json) as (_, notify), TemporaryDirectory() as scratch:
         subject = subject_of(artifact, against, Path(scratch), notify=notify)
+        if own is not None and not subject.original:
+            raise UsageError("--evaluate tells what was lost of the unpruned model, which is not "
+                             "known", got=str(artifact), remedy="name it with --against")
         found = judge(subject.artifact, original=subject.original, pruned=subject.pruned,
                       text=read, reading=reading, notify=notify)
         lost = None if read or not subject.original else judge_kinds(

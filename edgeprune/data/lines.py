@@ -22,7 +22,7 @@ FORMS_TEXT = ('each line is {"text": ...}, {"messages": [{"role": ..., "content"
 
 
 def read_lines(content: str, file: Path) -> list[Example]:
-    """Read JSON lines, all of one form.
+    """Read JSON lines, all of one form; those without any text are left out.
 
     Raises:
         InputError: A line that is no JSON or of no form, or of another than the first; no line.
@@ -44,10 +44,17 @@ def read_lines(content: str, file: Path) -> list[Example]:
                                               else "of another form than the lines before"),
                 got=line[:60], remedy=FORMS_TEXT)
         form = mine
-        found.append({key: value[key] for key in mine})
+        example = {key: value[key] for key in mine}
+        if all(_has_text(part) for part in example.values()):
+            found.append(example)
     if not found:
         raise InputError("there are no examples", got=str(file), remedy=FORMS_TEXT)
     return found
+
+
+def _has_text(part: str | list[dict[str, str]]) -> bool:
+    """Tell whether there is anything to read in a text or in the messages of a conversation."""
+    return bool(part) if isinstance(part, str) else any(message["content"] for message in part)
 
 
 def _fits(value: Any, form: Mapping[str, type | tuple[type, ...]]) -> bool:

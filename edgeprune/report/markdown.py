@@ -10,12 +10,12 @@ from edgeprune.report.outcome import Outcome
 from edgeprune.report.tables import HEADER, KINDS, before_after, kind_rows, markdown_table
 from edgeprune.report.words import plan_lines, verdict_lines
 
-_NOTES = (
+_NOTES = (  # how many windows of each kind is put in
     "Predictions come from the profile, corrected by measured/predicted of the round before; when "
     "the budget is relative they are shares of the unpruned model as measured beside the pruned, "
     "where both are in the same number format. Perplexity: of the artifact, on the host, "
     "WikiText-2 validation, 8 windows of 512 tokens, another part of which "
-    "is calibrated on; by kind of text 4 windows of each, and nothing was "
+    "is calibrated on; by kind of text {windows} windows of each, and nothing was "
     "calibrated on the sources of the kinds that come with edgeprune."
 )
 
@@ -36,7 +36,7 @@ def report(outcome: Outcome) -> str:
           if outcome.kinds else []),
         "## Plan",
         "\n".join(plan_lines(outcome.plan)),
-        _NOTES,
+        _NOTES.format(windows=outcome.kinds.reading.windows if outcome.kinds else "some"),
         f"Made by edgeprune {__version__}.",
     ]
     return "\n\n".join(parts) + "\n"

@@ -63,12 +63,14 @@ def judge_quality(
 
 
 def verdict(judgements: Iterable[Judgement], doubts: Collection[str]) -> Verdict:
-    """Return what all judgements come to; nothing disturbed is ever met, or missed."""
-    verdicts = {judgement.verdict for judgement in judgements}
-    if doubts:
-        return Verdict.INCONCLUSIVE
-    order = (Verdict.MISSED, Verdict.INCONCLUSIVE)
-    return next((v for v in order if v in verdicts), Verdict.MET)
+    """Return what all judgements come to; no time or RAM that was disturbed is met, or missed."""
+    sure, disturbed = set[Verdict](), set[Verdict]()
+    for judgement in judgements:
+        lasts = judgement.metric is Metric.SIZE or judgement.metric.is_quality
+        (sure if lasts or not doubts else disturbed).add(judgement.verdict)
+    if Verdict.MISSED in sure:
+        return Verdict.MISSED
+    return Verdict.INCONCLUSIVE if disturbed or Verdict.INCONCLUSIVE in sure else Verdict.MET
 
 
 def is_decided(budget: Budget, measured: Comparison) -> bool:

@@ -108,7 +108,7 @@ def verdict_lines(outcome: Outcome) -> list[str]:
     if outcome.judged:
         lines.append(f"  {judged_in_words(outcome.judged)}")
     lines += [f"  disturbed: {what}" for what in outcome.disturbances]
-    if outcome.disturbances:
+    if outcome.disturbances and outcome.verdict is Verdict.INCONCLUSIVE:
         lines.append("  run again on a quiet machine; finished stages are kept, "
                      "disturbed measurements are taken again")
     elif outcome.verdict is Verdict.INCONCLUSIVE:

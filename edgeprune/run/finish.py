@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from edgeprune.data import text_of
+from edgeprune.data.lines import SUFFIXES, read_lines
 from edgeprune.errors import QualityError, UsageError
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.onnx_formats import is_quantized_onnx
@@ -62,7 +63,7 @@ def training_of(options: Options) -> Training | None:
 
     Raises:
         UsageError: No such way, or text without a way.
-        InputError: The text cannot be read.
+        InputError: The text cannot be read, or a line of it has no known form.
     """
     if options.recover is None:
         if options.recover_data is not None:
@@ -72,7 +73,9 @@ def training_of(options: Options) -> Training | None:
     recipe, data = recipe_of(options.recover), options.recover_data
     check_installed()
     if data is not None:
-        text_of(data, "training text")
+        content = text_of(data, "training text")
+        if data.suffix in SUFFIXES:
+            read_lines(content, data)
     return Training(recipe=recipe, data=data, data_digest=file_digest(data) if data else None)
 
 

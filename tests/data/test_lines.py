@@ -33,3 +33,12 @@ def test_what_json_allows_within_a_line_ends_none() -> None:
     content = "\ufeff" + '{"text": "one\u2028two"}\r\n{"text": "three\x85"}\n'
     assert [e["text"] for e in read_lines(content, Path("a.jsonl"))] == [
         "one\u2028two", "three\x85"]
+
+
+def test_lines_without_text_are_left_out() -> None:
+    lines = ['{"text": ""}', '{"text": "a"}']
+    assert read_lines("\n".join(lines), Path("a.jsonl")) == [{"text": "a"}]
+    empty = ['{"prompt": "a", "completion": ""}',
+             '{"prompt": [{"role": "user", "content": ""}], "completion": "b"}']
+    with pytest.raises(InputError, match="no examples"):
+        read_lines("\n".join(empty), Path("a.jsonl"))

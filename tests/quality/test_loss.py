@@ -13,10 +13,10 @@ from edgeprune.export.onnx import export_onnx
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.onnx_formats import FLOAT, INT8
 from edgeprune.model.tokenizer import tokenizer_of
-from edgeprune.quality.evaluate import Quality
 from edgeprune.quality.loss import check_loss, check_parity, loss_of, perplexity_as
+from edgeprune.quality.results import Quality
+from tests.cli.test_app import assert_one_line
 from tests.conftest import Cli
-from tests.test_cli import assert_one_line
 
 
 def quality(perplexity: float) -> Quality:

@@ -86,6 +86,18 @@ def test_nothing_disturbed_is_ever_met_or_missed() -> None:
     found = compared(TEN, LONG)
     assert said("3 tokens < 60 ms", found, ("noise",)) is Verdict.INCONCLUSIVE
     assert said("3 tokens < 40 ms", found, ("noise",)) is Verdict.INCONCLUSIVE
+    assert said("ram < 1 MB", found, ("noise",)) is Verdict.INCONCLUSIVE
+
+
+def test_what_no_noise_changes_is_decided_all_the_same() -> None:
+    found, noise = compared(TEN, LONG), ("noise",)
+    assert said("size < 100%", found, noise) is Verdict.MET
+    assert said("size < 10%", found, noise) is Verdict.MISSED
+    assert said("3 tokens < 60 ms, size < 10%", found, noise) is Verdict.MISSED
+    assert said("3 tokens < 60 ms, size < 100%", found, noise) is Verdict.INCONCLUSIVE
+    budget = parse_budget("kl < 0.1")
+    assert verdict(judge_quality(budget, {Metric.KL: 0.2}), noise) is Verdict.MISSED
+    assert verdict(judge_quality(budget, {Metric.KL: 0.05}), noise) is Verdict.MET
 
 
 def test_quality_is_judged_by_the_limit_itself() -> None:

@@ -155,6 +155,16 @@ def test_half_of_a_judge_or_of_a_training_is_refused(
     assert not (tmp_path / "runs").exists()  # the name is free for the right command
 
 
+def test_text_that_cannot_be_trained_on_is_told_first(
+    cli: Cli, small: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"prompt": "two"}\n')
+    done = cli("run", str(small), "--target", "local", "--budget", "ram < 1 GB", "--recover", "sft",
+               "--recover-data", "a.jsonl")
+    assert_one_line(done, InputError.exit_code, "a.jsonl, line 2", "completion")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_model_without_a_tokenizer_is_told_before_anything_is_measured(
     cli: Cli, tiny: Path, tmp_path: Path
 ) -> None:
