@@ -78,7 +78,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     made = make_tiny(
         tmp_path_factory.mktemp("small") / "small", tokenizer=True, hidden_size=256,
-        intermediate_size=512, num_hidden_layers=6, head_dim=64, initializer_range=0.02,
+        intermediate_size=1024, num_hidden_layers=6, head_dim=64, initializer_range=0.02,
     )
     tokenizer_of(made, made / "tokenizer.gguf")
     return made

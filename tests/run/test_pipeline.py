@@ -108,7 +108,7 @@ def test_a_run_trains_and_lets_a_judge_decide_what_it_was_asked_to(
     cli: Cli, small: Path, tmp_path: Path
 ) -> None:
     text, prompts = tmp_path / "sums.txt", tmp_path / "prompts.txt"
-    text.write_text("".join(f"{i} plus {i} is {2 * i}. " for i in range(200)), encoding="utf-8")
+    text.write_text("".join(f"{i} plus {i} is {2 * i}. " for i in range(500)), encoding="utf-8")
     prompts.write_text("One and one?\nWho are you?\n", encoding="utf-8")
     judge = tmp_path / "judge.gguf"
     assert cli("export", str(small), str(judge)).returncode == 0
