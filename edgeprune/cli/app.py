@@ -21,10 +21,7 @@ from rich.logging import RichHandler
 from safetensors import SafetensorError
 
 from edgeprune.cli.bench import bench
-from edgeprune.cli.console import (
-    Interrupted,
-    heed_signals,
-)
+from edgeprune.cli.console import Interrupted, heed_signals
 from edgeprune.cli.deploy import deploy, package, rollback, status, undeploy
 from edgeprune.cli.eval import evaluate
 from edgeprune.cli.export import export
@@ -134,7 +131,3 @@ app.command("recover")(recover_command)
 for _command in (serve, package, deploy, status, rollback, undeploy):
     app.command()(_command)
 app.command()(sparsify)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -17,7 +17,6 @@ from edgeprune.model.cuts import Cuts
 from edgeprune.profiling.profile import Profile, profile
 from edgeprune.records import Record, digest
 from edgeprune.run.artifacts import Artifacts
-from edgeprune.rundir import RunDirectory
 from edgeprune.target.measure import measure, send
 from edgeprune.target.measurement import Comparison, Measurement, Workload
 from edgeprune.target.session import Device
@@ -52,27 +51,23 @@ class Bench:
     Attributes:
         device: The open target.
         workload: The requests that are measured.
-        run: Where measurements lie.
-        profiles: Where profiles lie.
         profile_seconds: For how long at most shapes are measured.
     """
 
     device: Device
     workload: Workload
-    run: RunDirectory
-    profiles: Path
     profile_seconds: float | None = None
 
     def profile(self, artifacts: Artifacts, others: Sequence[str] = ()) -> Profile:
         """Profile the target for shapes around the model's, and for what else they may be in."""
-        found = profile(self.device, artifacts.shape, artifacts.quant, self.profiles,
+        found = profile(self.device, artifacts.shape, artifacts.quant, artifacts.weights.profiles,
                         others=others, seconds=self.profile_seconds)
-        found.write(self.run.path / "profile.json")
+        found.write(artifacts.run.path / "profile.json")
         return found
 
     def unpruned(self, artifacts: Artifacts) -> Measurement:
         """Measure the unpruned model; a disturbed measurement is taken again."""
-        return self.run.record(
+        return artifacts.run.record(
             "baseline-bench", self._key(artifacts.unpruned_key), "baseline/bench.json", Measurement,
             lambda: self._measure("the unpruned model", artifacts.export_unpruned())[0],
             usable=lambda known: not known.disturbances)
@@ -100,7 +95,7 @@ class Bench:
                                            artifacts.export_unpruned(), artifacts.build(cuts))
             return Comparison(baseline=beside, pruned=pruned, paired=True)
 
-        return self.run.record(
+        return artifacts.run.record(
             f"bench-{number}", digest(self._key(artifacts.key(cuts)), baseline is None),
             f"rounds/{number}/bench.json", Comparison, lambda: measured_enough(once, is_decided),
             usable=lambda known: not known.disturbances)
@@ -117,7 +112,7 @@ class Bench:
         weights = artifacts.weights
 
         def make() -> Formats:
-            with self.run.scratch() as scratch:
+            with artifacts.run.scratch() as scratch:
                 files = {quant: scratch / artifact_name(weights.name, quant) for quant in quants
                          if quant != artifacts.reference}
                 for quant, file in files.items():
@@ -131,7 +126,7 @@ class Bench:
             return found
 
         name = f"formats-{'-'.join(quants)}".replace(":", "-")
-        return self.run.record(
+        return artifacts.run.record(
             name, self._key(digest(weights.key, quants)), f"quantization/{name}.json",
             Formats, make, usable=lambda known: not known.disturbances)
 

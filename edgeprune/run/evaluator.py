@@ -24,7 +24,6 @@ from edgeprune.quality.results import Kinds, Quality
 from edgeprune.quality.windows import EACH, SHORT_EACH, TWO_EACH, Text
 from edgeprune.records import digest
 from edgeprune.run.artifacts import Artifacts
-from edgeprune.rundir import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -33,39 +32,35 @@ class Evaluator:
 
     Attributes:
         texts: The kinds of text.
-        run: Where results lie.
-        notify: Told what is being done just now.
     """
 
     texts: tuple[Text, ...]
-    run: RunDirectory
-    notify: Callable[[str], None]
 
     def unpruned(self, artifacts: Artifacts) -> Quality:
         """Take the perplexity of the unpruned artifact."""
-        return self._perplexity("quality-before", artifacts.export_unpruned,
-                                artifacts.unpruned_key)
+        return _perplexity(artifacts, "quality-before", artifacts.export_unpruned,
+                           artifacts.unpruned_key)
 
     def pruned(self, artifacts: Artifacts, cuts: Cuts) -> Quality:
         """Take the perplexity of the pruned artifact."""
         stage = "quality-after" if artifacts.training is None else "quality-trained"
-        return self._perplexity(stage, lambda: artifacts.build(cuts), artifacts.key(cuts))
+        return _perplexity(artifacts, stage, lambda: artifacts.build(cuts), artifacts.key(cuts))
 
     def kinds(self, artifacts: Artifacts, cuts: Cuts) -> Kinds:
         """Take what the artifact loses of the unpruned one on each kind of text."""
         reading = TWO_EACH if artifacts.weights.effort is Effort.LOW else EACH
         key = digest(artifacts.key(cuts), artifacts.unpruned_key, self.texts, reading)
         stage = "kinds" if artifacts.training is None else "kinds-trained"
-        return self.run.record(stage, key, f"{stage}.json", Kinds, lambda: judge_kinds(
+        return artifacts.run.record(stage, key, f"{stage}.json", Kinds, lambda: judge_kinds(
             artifacts.build(cuts), artifacts.export_unpruned(), self.texts, reading=reading,
-            notify=self.notify))
+            notify=artifacts.weights.notify))
 
     def judged(
         self, artifacts: Artifacts, cuts: Cuts, judge: Judge, prompts: Sequence[str]
     ) -> Judged:
         """Let a judge compare the artifact with the unpruned model."""
         return judge_artifact(artifacts.build(cuts), artifacts.export_unpruned(), prompts, judge,
-                              self.run.path / "judge", notify=self.notify)
+                              artifacts.run.path / "judge", notify=artifacts.weights.notify)
 
     def quantization_loss(self, artifacts: Artifacts) -> float:
         """Return what the number format alone loses of the unpruned model, nats per token.
@@ -76,20 +71,20 @@ class Evaluator:
         weights, quant = artifacts.weights, artifacts.quant
 
         def make() -> Kinds:
-            exact = self.run.make(
+            exact = artifacts.run.make(
                 "unpruned-F16", digest(weights.key, "F16"), "quantization/F16.gguf",
                 lambda path: artifacts.export(weights.checkpoint, path, "F16"))
             quantized = exact.with_name(f"{quant}.gguf")
             try:
                 artifacts.export(weights.checkpoint, quantized, quant)
                 return kinds_losses(quantized, exact, texts, reading=SHORT_EACH,
-                                    notify=self.notify)
+                                    notify=artifacts.weights.notify)
             finally:
                 quantized.unlink(missing_ok=True)
 
         texts = [Text(kind, passages, fewest=1)
                  for kind, passages in weights.calibration.kinds.items()]
-        found = self.run.record(
+        found = artifacts.run.record(
             f"quantization-{quant}", digest(weights.key, quant, texts, SHORT_EACH),
             f"quantization/{quant}.json", Kinds, make)
         worse = worse_half(step.divergence.kl_mean for step in found.kinds.values())
@@ -98,8 +93,7 @@ class Evaluator:
     def unpruned_as(self, artifacts: Artifacts, quant: str) -> Quality:
         """Take the perplexity of the unpruned model in another number format."""
         weights = artifacts.weights
-        return self._perplexity_as(artifacts, weights.checkpoint, weights.key, quant,
-                                   "quantization")
+        return _perplexity_as(artifacts, weights.checkpoint, weights.key, quant, "quantization")
 
     def check_format_loss(self, artifacts: Artifacts, cuts: Cuts) -> None:
         """Refuse a pruned artifact that its ONNX format costs too much.
@@ -107,22 +101,27 @@ class Evaluator:
         Raises:
             QualityError: It loses more than `edgeprune.quality.loss.MOST_LOSS`.
         """
-        exact = self._perplexity_as(artifacts, Checkpoint(artifacts.model(cuts)),
-                                    artifacts.model_key(cuts), FLOAT, "quality-after")
+        exact = _perplexity_as(artifacts, Checkpoint(artifacts.model(cuts)),
+                               artifacts.model_key(cuts), FLOAT, "quality-after")
         check_loss(artifacts.quant, self.pruned(artifacts, cuts), exact)
 
-    def _perplexity(self, stage: str, artifact: Callable[[], Path], key: str) -> Quality:
-        return self.run.record(stage, digest(key, shipped_text("evaluation")), f"{stage}.json",
-                               Quality, lambda: perplexity(artifact(), notify=self.notify))
 
-    def _perplexity_as(
-        self, artifacts: Artifacts, checkpoint: Checkpoint, key: str, quant: str, stage: str
-    ) -> Quality:
-        def make() -> Quality:
-            with self.run.scratch() as scratch:
-                return perplexity_as(checkpoint, artifacts.weights.tokenizer, quant, scratch,
-                                     notify=self.notify)
+def _perplexity(
+    artifacts: Artifacts, stage: str, artifact: Callable[[], Path], key: str
+) -> Quality:
+    return artifacts.run.record(
+        stage, digest(key, shipped_text("evaluation")), f"{stage}.json", Quality,
+        lambda: perplexity(artifact(), notify=artifacts.weights.notify))
 
-        stage = f"{stage}-{quant.replace(':', '-')}"
-        return self.run.record(stage, digest(key, quant, shipped_text("evaluation")),
-                               f"{stage}.json", Quality, make)
+
+def _perplexity_as(
+    artifacts: Artifacts, checkpoint: Checkpoint, key: str, quant: str, stage: str
+) -> Quality:
+    def make() -> Quality:
+        with artifacts.run.scratch() as scratch:
+            return perplexity_as(checkpoint, artifacts.weights.tokenizer, quant, scratch,
+                                 notify=artifacts.weights.notify)
+
+    stage = f"{stage}-{quant.replace(':', '-')}"
+    return artifacts.run.record(stage, digest(key, quant, shipped_text("evaluation")),
+                                f"{stage}.json", Quality, make)

@@ -140,8 +140,7 @@ def _begun(options: Options, say: Say, notify: Say) -> Iterator[tuple[Parts, Bud
         set_threads(device, options.threads, checkpoint.shape, reference, options.profiles, say)
         yield Parts(
             Artifacts(weights, quant=reference, reference=reference),
-            Bench(device, workload, run_directory, options.profiles, options.profile_seconds),
-            Evaluator(evaluation, run_directory, device.notify)), budget
+            Bench(device, workload, options.profile_seconds), Evaluator(evaluation)), budget
 
 
 def set_threads(
