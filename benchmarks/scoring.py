@@ -47,7 +47,9 @@ PAIRS = [Cuts(layers=layers) for layers in (
     (14, 17), (16, 17), (12, 17), (12, 14), (13, 14), (14, 18), (17, 18), (12, 13))]
 MOST_NATS = 1.2  # no plan drops a layer that loses more
 STATISTICS: dict[str, Callable[[Sequence[float]], float]] = {
-    "largest": max, "worse half": worse_half, "mean": lambda losses: sum(losses) / len(losses)}
+    "largest": max, "worse half": lambda losses: worse_half(
+        {str(kind): lost for kind, lost in enumerate(losses)}),
+    "mean": lambda losses: sum(losses) / len(losses)}
 
 
 def main() -> int:

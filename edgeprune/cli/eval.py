@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -49,12 +50,13 @@ def evaluate(
     Another: edgeprune eval my-llama-Q4_K_M.gguf --against ./my-llama --tasks questions.jsonl
     """
     from edgeprune.data import text_of
+    from edgeprune.data.kinds import passages_of
     from edgeprune.errors import UsageError
     from edgeprune.quality.evaluate import evaluate as judge
     from edgeprune.quality.evaluate import judge_kinds
     from edgeprune.quality.tasks import task_scores
     from edgeprune.quality.windows import Reading, Text, evaluation_kinds
-    from edgeprune.report.artifacts import subject_of
+    from edgeprune.report.artifacts import learnt_of, subject_of
     from edgeprune.report.evaluation import HEADER, SCORES, quality_line, score_rows, step_rows
     from edgeprune.report.tables import KINDS, kind_rows
     from edgeprune.report.words import replies_in_words
@@ -67,7 +69,13 @@ def evaluate(
                          got="both", remedy="give one of them")
     reading = Reading(context=context, stride=stride or context, windows=windows or None)
     read = None if text is None else Text(text.name, (text_of(text, "text"),))
-    kinds = evaluation_kinds(own)
+    learnt = [] if own is None else learnt_of(artifact)
+    gone = [str(path) for path in learnt if not path.exists()]
+    kinds = evaluation_kinds(own, passages_of(
+        (path for path in learnt if path.exists()), "calibration text"))
+    if gone:
+        print(f"the run learnt from {', '.join(gone)}, no longer there: whether any of "
+              f"{own} was in it is not known", file=sys.stderr)
     with progress(quiet=as_json) as (_, notify), TemporaryDirectory() as scratch:
         subject = subject_of(artifact, against, Path(scratch), notify=notify)
         if own is not None and not subject.original:

@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 from typing import Literal, NamedTuple
 
 from edgeprune.data import text_of
-from edgeprune.data.lines import SUFFIXES, Example, read_lines
+from edgeprune.data.lines import LINES, SUFFIXES, Example, read_lines
 from edgeprune.errors import InputError
 
 BETWEEN = "\n\f\n"  # passages of a shipped text
@@ -56,7 +56,8 @@ def users_kind(path: Path, what: str) -> dict[str, tuple[Passage, ...]]:
 
     Args:
         path: Text; JSON lines (`edgeprune.data.lines`); or a directory of such files, in which
-            hidden files and those that are not UTF-8 are left out.
+            hidden files and those that are not UTF-8 are left out, and a .json file that does not
+            hold such lines is text.
         what: Its name in a message, such as "calibration text".
 
     Raises:
@@ -65,11 +66,18 @@ def users_kind(path: Path, what: str) -> dict[str, tuple[Passage, ...]]:
     read = [file for file in sorted(path.rglob("*"))
             if file.is_file() and _is_text(file.relative_to(path), file)
             ] if path.is_dir() else [path]
-    found = tuple(passage for file in read for passage in _passages(file, what))
+    found = tuple(passage for file in read
+                  for passage in _passages(file, what, named=file == path))
     if not any(found):
         raise InputError(f"there is no {what}", got=str(path),
                          remedy="give a text file in UTF-8, JSON lines, or a directory of them")
     return {path.resolve().name: found}
+
+
+def passages_of(paths: Iterable[Path], what: str) -> frozenset[Passage]:
+    """Return the passages of several texts of the user; as `users_kind`."""
+    return frozenset(passage for path in paths for found in users_kind(path, what).values()
+                     for passage in found)
 
 
 def share_in(passages: Iterable[Passage], others: Iterable[Passage]) -> float:
@@ -101,8 +109,10 @@ def _runs(passages: Iterable[Passage]) -> Iterator[str]:
 
 
 def _texts(passages: Iterable[Passage]) -> Iterator[str]:
+    """Yield the text of each passage; what the system says in a conversation is in every one."""
     for passage in passages:
-        yield from (passage,) if isinstance(passage, str) else (m.content for m in passage)
+        yield passage if isinstance(passage, str) else "\n".join(
+            message.content for message in passage if message.role != "system")
 
 
 def _is_text(name: PurePath, file: Path) -> bool:
@@ -115,9 +125,16 @@ def _is_text(name: PurePath, file: Path) -> bool:
     return True
 
 
-def _passages(file: Path, what: str) -> tuple[Passage, ...]:
+def _passages(file: Path, what: str, *, named: bool) -> tuple[Passage, ...]:
     content = text_of(file, what)
-    return _of_lines(content, file) if file.suffix in SUFFIXES else (content,)
+    if file.suffix not in SUFFIXES:
+        return (content,)
+    try:
+        return _of_lines(content, file)
+    except InputError:
+        if named or file.suffix == LINES:
+            raise
+        return (content,)  # as package.json is
 
 
 def _of_lines(content: str, file: Path) -> tuple[Passage, ...]:

@@ -13,7 +13,8 @@ from typing import Any
 from edgeprune.errors import InputError
 
 Example = dict[str, Any]
-SUFFIXES = frozenset({".jsonl", ".json"})
+LINES = ".jsonl"
+SUFFIXES = frozenset({LINES, ".json"})
 # What a line may hold, and the type of each.
 FORMS: tuple[Mapping[str, type | tuple[type, ...]], ...] = (
     {"messages": list}, {"prompt": (str, list), "completion": (str, list)}, {"text": str})

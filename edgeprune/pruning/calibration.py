@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from math import ceil
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -130,6 +131,10 @@ class Corpus(NamedTuple):
             return 1 / len(self.kinds)
         return OWN_SHARE if kind == self.own else (1 - OWN_SHARE) / others
 
+    def mean(self, lost: Mapping[str, float]) -> float:
+        """Return the mean of what is lost on each kind; each counts as much as its share."""
+        return sum(self.share(kind) * nats for kind, nats in lost.items())
+
 
 def calibration_corpus(own: Path | None = None) -> Corpus:
     """Return the kinds that come with edgeprune, and the user's text.
@@ -170,9 +175,18 @@ def calibrate_on(corpus: Corpus, tokenizer: Path, effort: Effort) -> Calibration
     Raises:
         InputError: The text is too short.
     """
-    fitted, others = (max(wanted.n_windows * wanted.n_tokens for wanted in part)
-                      for part in ((effort.fitting,), (effort.scoring, effort.judging)))
+    parts = ((effort.fitting,), (effort.scoring, effort.judging))
+    fitted, others = (max(wanted.n_windows * wanted.n_tokens for wanted in part) for part in parts)
     tokens = tokens_by_kind(corpus, tokenizer)
+    if corpus.own is not None:
+        # of each part one window at least
+        least = max(ceil(wanted.n_tokens * (fitted + others) / share)
+                    for part, share in zip(parts, (fitted, others), strict=True)
+                    for wanted in part if wanted.n_windows)
+        if (found := len(tokens[corpus.own])) < least:
+            raise InputError("the calibration text is too short",
+                             got=f"{found} tokens in {corpus.own}",
+                             remedy=f"at least {least} are needed, some pages")
     cuts = {kind: len(found) * fitted // (fitted + others) for kind, found in tokens.items()}
     first = {kind: found[: cuts[kind]] for kind, found in tokens.items()}
     second = {kind: found[cuts[kind] :] for kind, found in tokens.items()}
@@ -187,14 +201,9 @@ def draw(corpus: Corpus, tokens: Mapping[str, Sequence[int]], wanted: Windows) -
     """Cut windows out of a corpus' tokens, of each kind its share.
 
     Raises:
-        InputError: There are too few tokens, of all kinds or of the user's own.
+        InputError: There are too few tokens.
     """
-    found = sample(tokens, corpus.share, wanted)
-    if corpus.own is not None and wanted.n_windows and corpus.own not in found.kinds:
-        raise InputError("the calibration text is too short",
-                         got=f"{len(tokens[corpus.own])} tokens in {corpus.own}",
-                         remedy=f"at least {2 * wanted.n_tokens} tokens are needed, some pages")
-    return found
+    return sample(tokens, corpus.share, wanted)._replace(own=corpus.own)
 
 
 def tokens_by_kind(corpus: Corpus, tokenizer: Path) -> dict[str, list[int]]:

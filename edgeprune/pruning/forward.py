@@ -238,7 +238,8 @@ def losses(outputs: Sequence[Output], unpruned: Output, text: Sample) -> list[Lo
             totals[1, part] = (certainty + scale - torch.linalg.vecdot(p, logits)).double().mean(1)
     windows = {kind: [i for i, of in enumerate(text.kinds) if of == kind] for kind in text.kinds}
     return [Loss(float(nats.mean()), max(float(divergence.mean()), 0.0),
-                 worse_half(float(divergence[mine].mean()) for mine in windows.values()))
+                 worse_half({kind: float(divergence[mine].mean())
+                             for kind, mine in windows.items()}, text.own))
             for nats, divergence in found]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from edgeprune.data.spread import spread
 from edgeprune.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,10 +28,12 @@ class Sample(NamedTuple):
     Attributes:
         tokens: Token ids, `(b, t)`.
         kinds: What each is of, `(b,)`.
+        own: The kind that is the user's own, if one is.
     """
 
     tokens: Tensor
     kinds: tuple[str, ...]
+    own: str | None = None
 
     @classmethod
     def of_one_kind(cls, tokens: Tensor) -> Sample:
@@ -88,5 +91,4 @@ def windows(tokens: Sequence[int], wanted: Windows) -> Tensor:
     if len(tokens) < count * length:
         raise InputError("the calibration text is too short", got=f"{len(tokens)} tokens",
                          remedy=f"{count * length} are needed; a lower --effort needs fewer")
-    stride = (len(tokens) - length) // max(count - 1, 1)
-    return torch.tensor([tokens[i * stride : i * stride + length] for i in range(count)])
+    return torch.tensor([list(window) for window in spread(tokens, count, length)])

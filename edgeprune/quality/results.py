@@ -80,11 +80,6 @@ class Kinds(Record):
         return sum(math.log(step.ratio) for step in self.kinds.values()) / len(self.kinds)
 
     @property
-    def kl_mean(self) -> float:
-        """The mean divergence, of all kinds alike, nats per token."""
-        return sum(step.divergence.kl_mean for step in self.kinds.values()) / len(self.kinds)
-
-    @property
     def kl(self) -> float:
         """The largest mean divergence of a kind, nats per token."""
         return max(step.divergence.kl_mean for step in self.kinds.values())

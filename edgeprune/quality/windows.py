@@ -26,6 +26,7 @@ from pydantic import Field
 
 from edgeprune.data import shipped_text
 from edgeprune.data.kinds import Message, Passage, share_in, shipped_kinds, users_kind
+from edgeprune.data.spread import spread
 from edgeprune.errors import InputError
 from edgeprune.model.gguf import GgufModel
 from edgeprune.model.passages import tokens_of
@@ -43,12 +44,15 @@ class Reading(Record):
     Attributes:
         context: Tokens of a window.
         stride: Tokens from the beginning of a window to that of the next.
-        windows: So many from the text's beginning; None reads all of it.
+        windows: So many; None reads all of the text.
+        spread: They are spread evenly over the text, and do not overlap; from its beginning when
+            false, one stride from each to the next.
     """
 
     context: int = Field(default=512, ge=2)
     stride: int = Field(default=512, ge=1)
     windows: int | None = Field(default=8, ge=1)
+    spread: bool = False
 
     @property
     def scored(self) -> int:
@@ -57,7 +61,8 @@ class Reading(Record):
 
     def describe(self, count: int) -> str:
         """Return in words how a text of `count` windows was read."""
-        step = "" if self.stride == self.context else f", stride {self.stride}"
+        step = ", spread" if self.spread else (
+            "" if self.stride == self.context else f", stride {self.stride}")
         return f"{count} windows of {self.context} tokens{step}"
 
 
@@ -65,7 +70,7 @@ STANDARD = Reading()
 
 
 # of each kind of text
-EACH, TWO_EACH = Reading(windows=4), Reading(windows=2)
+EACH, TWO_EACH = Reading(windows=4, spread=True), Reading(windows=2, spread=True)
 SHORT_EACH = Reading(context=256, stride=256, windows=1)
 
 
@@ -95,15 +100,15 @@ def evaluation_kinds(
 
     Args:
         own: A file or a directory (`edgeprune.data.kinds.users_kind`), if there is one.
-        seen: What was calibrated on.
+        seen: What was calibrated or trained on.
 
     Raises:
-        InputError: It cannot be read, or some of it was calibrated on.
+        InputError: It cannot be read, or some of it was calibrated or trained on.
     """
     users = {} if own is None else users_kind(own, "evaluation text")
     if any(passage in seen for passages in users.values() for passage in passages) or any(
             share_in(passages, seen) > SHARED for passages in users.values()):
-        raise InputError("the evaluation text is calibrated on, too", got=str(own),
+        raise InputError("the evaluation text is calibrated or trained on, too", got=str(own),
                          remedy="hold some of your text out, and give that to --evaluate")
     shipped = shipped_kinds("evaluation")
     return tuple(Text(name, passages, fewest=1) for name, passages in (
@@ -245,6 +250,8 @@ def windows_of(
         wanted = reading.context + (fewest - 1) * reading.stride
         raise InputError(f"the text must be at least {wanted} tokens", got=len(tokens),
                          remedy="give more text or fewer windows; is the model's tokenizer whole?")
+    if reading.spread:
+        return [list(window) for window in spread(tokens, len(starts), reading.context)]
     return [list(tokens[start : start + reading.context]) for start in starts]
 
 

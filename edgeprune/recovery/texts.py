@@ -16,12 +16,13 @@ from jinja2 import TemplateError
 from edgeprune.data import text_of
 from edgeprune.data.kinds import Message, shipped_kinds
 from edgeprune.data.lines import SUFFIXES, Example, read_lines
+from edgeprune.data.spread import spread
 from edgeprune.errors import InputError
 from edgeprune.model.passages import tokens_of
 
 HELD_OUT = 0.05  # of the user's examples, one at least
 MOST_HELD_OUT = 32
-EACH = 4  # examples of every evaluation kind
+EACH = 4  # examples of every evaluation kind, spread over it
 
 
 class Examples(NamedTuple):
@@ -53,7 +54,7 @@ def read_examples(file: Path | None, tokenizer: Any, n_tokens: int) -> Examples:
         InputError: The file cannot be read, has a line of another form, or holds too little.
     """
     splitter = _Splitter(tokenizer)
-    kinds = {kind: _parts(tokens_of(splitter, passages), n_tokens)[:EACH]
+    kinds = {kind: _some(tokens_of(splitter, passages), n_tokens)
              for kind, passages in shipped_kinds("evaluation").items()}
     if file is None:
         shipped = shipped_kinds("calibration").values()
@@ -79,6 +80,11 @@ def read_examples(file: Path | None, tokenizer: Any, n_tokens: int) -> Examples:
 def _windows(tokens: Sequence[int], n_tokens: int) -> list[Example]:
     """Return running text as examples of `n_tokens` tokens; a shorter rest is left out."""
     return [{"input_ids": part, "labels": part} for part in _parts(tokens, n_tokens)]
+
+
+def _some(tokens: Sequence[int], n_tokens: int) -> list[list[int]]:
+    """Return `EACH` examples spread over a text; fewer of a short one."""
+    return [list(part) for part in spread(tokens, min(EACH, len(tokens) // n_tokens), n_tokens)]
 
 
 def _parts(tokens: Sequence[int], n_tokens: int) -> list[list[int]]:

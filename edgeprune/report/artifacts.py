@@ -64,6 +64,16 @@ def subject_of(
                                scratch / "pruned", notify=notify))
 
 
+def learnt_of(reference: str) -> tuple[Path, ...]:
+    """Return the user's texts that a run was calibrated or trained on; none of what is no run.
+
+    Raises:
+        InputError: The run has not come to its end.
+    """
+    path = Path(reference).expanduser()
+    return outcome_of(path).learnt if (path / REQUEST).is_file() else ()
+
+
 class Servable(NamedTuple):
     """What can be served.
 

@@ -71,6 +71,7 @@ class Outcome(Record):
         judged: What an LLM judge holds of the artifact; None when none was asked.
         kinds: What the artifact loses on each kind of text; None in files of older versions.
         own_kind: Which of them is the user's text; None when there was none.
+        learnt: The user's texts that it was calibrated and trained on.
         before: The unpruned model.
         after: The artifact.
         device_path: Where the artifact lies on the target; None on `local`.
@@ -96,6 +97,7 @@ class Outcome(Record):
     judged: Judged | None = None
     kinds: Kinds | None = None
     own_kind: str | None = None
+    learnt: tuple[Path, ...] = ()
     before: Figures
     after: Figures
     directory: Path

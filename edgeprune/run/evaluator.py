@@ -87,8 +87,10 @@ class Evaluator:
         found = artifacts.run.record(
             f"quantization-{quant}", digest(weights.key, quant, texts, SHORT_EACH),
             f"quantization/{quant}.json", Kinds, make)
-        worse = worse_half(step.divergence.kl_mean for step in found.kinds.values())
-        return weights.objective.of(Loss(nats=found.lost, divergence=found.kl_mean, worse=worse))
+        lost = {kind: step.divergence.kl_mean for kind, step in found.kinds.items()}
+        corpus = weights.calibration
+        return weights.objective.of(Loss(nats=found.lost, divergence=corpus.mean(lost),
+                                         worse=worse_half(lost, corpus.own)))
 
     def unpruned_as(self, artifacts: Artifacts, quant: str) -> Quality:
         """Take the perplexity of the unpruned model in another number format."""

@@ -177,6 +177,8 @@ def finish(
         requests=pruned.workload.requests, system_info=pruned.system_info, plan=last.plan,
         recovery=_recovery(artifacts, cuts, untrained, kinds), judged=judged,
         kinds=kinds, own_kind=evaluator.texts[0].name if options.evaluate else None,
+        learnt=tuple(path.resolve() for path in (
+            options.calibration, options.recover_data if untrained else None) if path),
         before=figures_of(baseline, before), after=figures_of(pruned, after),
         directory=artifacts.run.path, artifact=artifact, device_path=device_path,
     )

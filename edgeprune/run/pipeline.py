@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from edgeprune.data.kinds import passages_of
 from edgeprune.errors import DeviceError, InputError, UsageError
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.quantization import DEFAULT_FORMAT, check_format
@@ -111,7 +112,8 @@ def _begun(options: Options, say: Say, notify: Say) -> Iterator[tuple[Parts, Bud
     quant = AUTO if options.quant == AUTO else check_format(options.quant)
     strategy = strategy_of(options.strategy, importance=options.importance, repair=options.repair)
     calibration = calibration_corpus(options.calibration)
-    evaluation = evaluation_kinds(options.evaluate, calibration.own_passages)
+    evaluation = evaluation_kinds(options.evaluate, calibration.own_passages | passages_of(
+        filter(None, [options.recover_data]), "training text"))
     target = load_target(options.target, options.targets)
     name, directory = resolve_model(options.model, notify=notify)
     checkpoint = Checkpoint(directory)

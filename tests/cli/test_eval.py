@@ -22,7 +22,8 @@ def test_an_artifact_is_held_against_the_model_it_came_from(
     arguments = ("eval", str(spoken_file), "--against", str(small), "--text", "text.txt",
                  "--context", "128", "--stride", "64", "--windows", "0", "--tasks", "words.jsonl")
     found = json.loads(cli(*arguments, "--json").stdout)
-    assert found["reading"] == {"context": 128, "stride": 64, "windows": None}
+    assert found["reading"] == {"context": 128, "stride": 64, "windows": None,
+                                "spread": False}
     assert found["quality"]["n_tokens"] == 64 * found["n_windows"]
     assert found["total"]["divergence"]["kl_mean"] > 0
     assert found["pruning"] is None

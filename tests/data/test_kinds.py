@@ -15,6 +15,7 @@ from edgeprune.data.kinds import Message, Passage, shipped_kinds, shipped_prompt
 from edgeprune.errors import InputError
 
 Part = Literal["calibration", "evaluation"]
+WRITTEN_HERE = "written for edgeprune in 2026 by its developers"
 PARTS: tuple[Part, ...] = get_args(Part)
 
 
@@ -63,11 +64,17 @@ def test_a_directory_is_one_kind_of_all_that_is_text_in_it(tmp_path: Path) -> No
     (directory / "c.json").write_text(
         '{"prompt": [{"role": "user", "content": "Hi"}], "completion": "Yes"}\n'
         '{"prompt": "2 + 2 =", "completion": " 4"}')
+    (directory / "package.json").write_text('{\n "name": "x"\n}')
     (directory / "image.png").write_bytes(b"\x89PNG\xff\xfe")
     (directory / ".hidden").write_text("not this")
     talk = (Message("user", "Hi"), Message("assistant", "Yes"))
-    assert users_kind(directory, "text") == {"mine": ("some text", talk, "2 + 2 = 4", talk)}
+    assert users_kind(directory, "text") == {
+        "mine": ("some text", talk, "2 + 2 = 4", talk, '{\n "name": "x"\n}')}
     assert users_kind(directory / "a.md", "text") == {"a.md": ("some text",)}
+    for named, wrong in (("package.json", "package.json"), (".", "d.jsonl")):
+        (directory / wrong).write_text('{"name": "x"}')
+        with pytest.raises(InputError, match=f"{wrong}, line 1"):
+            users_kind(directory / named, "text")
 
 
 @pytest.mark.parametrize("content", ["", b"\xff\xfe"])
@@ -106,6 +113,16 @@ def test_conversations_alternate_and_end_with_a_reply(part: Part) -> None:
     for talk in talks:
         roles = [message.role for message in talk if message.role != "system"]
         assert roles == ["user", "assistant"] * (len(roles) // 2)
+
+
+def test_no_work_is_in_both_parts() -> None:
+    told = (files("edgeprune.data") / "SOURCES.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in told.splitlines()
+            if line.startswith(("| evaluation/", "| calibration/"))]
+    for column, shared in ((1, {WRITTEN_HERE}), (2, {"edgeprune"})):
+        seen, judged = ({row[column] for row in rows if row[0].startswith(part)} for part in PARTS)
+        assert len(judged) > 10
+        assert seen & judged == shared
 
 
 def test_every_file_has_its_source_told() -> None:

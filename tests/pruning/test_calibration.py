@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from edgeprune.data import shipped_text
 from edgeprune.data.kinds import shipped_kinds
 from edgeprune.errors import InputError
-from edgeprune.pruning.calibration import Effort, calibrate_on, calibration_corpus
+from edgeprune.pruning.calibration import Calibration, Effort, calibrate_on, calibration_corpus
 from edgeprune.pruning.sample import Sample, Windows, sample, windows
 
 
@@ -77,10 +78,28 @@ def test_the_users_text_has_half_of_the_windows(tmp_path: Path) -> None:
     assert corpus.own == "mine.txt"
     assert corpus.share("mine.txt") == 0.5
     assert sum(corpus.share(kind) for kind in corpus.kinds) == pytest.approx(1)
+    assert corpus.mean({kind: float(kind == "mine.txt") for kind in corpus.kinds}) == 0.5
+    assert corpus.mean(dict.fromkeys(corpus.kinds, 3.0)) == pytest.approx(3)
     tokens = {kind: range(40_000) for kind in corpus.kinds}
     found = sample(tokens, corpus.share, Windows(48, 512))
     assert found.kinds.count("mine.txt") == 24
     assert set(found.kinds) == set(corpus.kinds)
+
+
+def test_the_users_text_is_as_long_as_is_asked_for(small: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.txt"
+
+    def calibrated(n_lines: int) -> Calibration:
+        file.write_text("one two three four five\n" * n_lines)
+        return calibrate_on(calibration_corpus(file), small / "tokenizer.gguf", Effort.LOW)
+
+    with pytest.raises(InputError) as refused:
+        calibrated(100)
+    found, needed = map(int, re.findall(r"(\d+) (?:tokens in mine|are needed)", str(refused.value)))
+    with pytest.raises(InputError, match=f"at least {needed} are needed"):
+        calibrated(95 * needed // found)
+    kinds = calibrated(105 * needed // found)
+    assert all("mine.txt" in text.kinds for text in (kinds.fitting, kinds.measuring, kinds.scoring))
 
 
 def test_a_kind_is_in_one_fold() -> None:

@@ -97,15 +97,24 @@ def test_what_is_lost_on_the_worse_half_of_the_kinds() -> None:
     text = Sample(tokens, ("a", "b", "a", "b", "c"))
     with torch.inference_mode():
         (loss,) = forward.losses([pruned], unpruned, text)
+        (mine,) = forward.losses([pruned], unpruned, text._replace(own="c"))
         alone = [forward.losses([forward.Output(pruned.states[mine], head)],
                                 forward.Output(states[mine], head),
                                 Sample.of_one_kind(tokens[mine]))[0].divergence
                  for mine in ([0, 2], [1, 3], [4])]
     assert abs(loss.worse - sum(sorted(alone)[1:]) / 2) < 1e-5  # two of three kinds
     assert loss.worse > loss.divergence
+    assert abs(mine.worse - (alone[2] + max(alone[:2])) / 2) < 1e-5  # the user's own has half
 
 
 def test_one_kind_is_its_own_worse_half() -> None:
-    assert worse_half([0.3]) == 0.3
-    assert worse_half([0.1, 0.5, 0.2, 0.4]) == pytest.approx(0.45)
-    assert worse_half([-1e-9]) == 0.0  # rounding: no divergence is negative
+    assert worse_half({"a": 0.3}) == 0.3
+    assert worse_half({"a": 0.1, "b": 0.5, "c": 0.2, "d": 0.4}) == pytest.approx(0.45)
+    assert worse_half({"a": -1e-9}) == 0.0  # rounding: no divergence is negative
+
+
+def test_the_users_own_kind_has_half_of_the_weight() -> None:
+    lost = {"a": 0.1, "mine": 0.7, "b": 0.5, "c": 0.2, "d": 0.4}
+    assert worse_half(lost, "mine") == pytest.approx((0.7 + 0.45) / 2)
+    assert worse_half({**lost, "mine": 0.0}, "mine") == pytest.approx(0.45 / 2)
+    assert worse_half({"mine": 0.7}, "mine") == 0.7

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeprune.data.kinds import shipped_kinds
+from edgeprune.data.kinds import passages_of, shipped_kinds
 from edgeprune.errors import InputError
 from edgeprune.pruning.calibration import calibration_corpus
 from edgeprune.quality.windows import SMALL_BYTES, evaluation_kinds, threads_for
@@ -42,8 +42,26 @@ def test_the_users_text_is_judged_on_beside_the_shipped_kinds(tmp_path: Path) ->
     found = evaluation_kinds(mine)
     assert [text.name for text in found] == ["your code", *shipped_kinds("evaluation")]
     assert found[0].passages == ("some text of mine",)
-    with pytest.raises(InputError, match=r"calibrated on, too.*hold some"):
+    with pytest.raises(InputError, match=r"trained on, too.*hold some"):
         evaluation_kinds(tmp_path, calibration_corpus(mine).own_passages)
+
+
+def test_chats_are_compared_whole_and_without_what_the_system_says(tmp_path: Path) -> None:
+    def talk(i: int, system: str) -> str:
+        said = [("system", system), *(("user" if k % 2 == 0 else "assistant", f"Word {i} {k}?")
+                                      for k in range(8))]
+        return json.dumps({"messages": [dict(zip(("role", "content"), one, strict=True))
+                                        for one in said]})
+
+    known, same, other = (tmp_path / name for name in ("a.jsonl", "b.jsonl", "c.jsonl"))
+    order = "You are the assistant of a machine that mills parts of steel. " * 4
+    known.write_text("\n".join(talk(i, order) for i in range(20)))
+    same.write_text("\n".join(talk(i, "Be brief.") for i in range(20)))
+    other.write_text("\n".join(talk(i, order) for i in range(100, 120)))
+    seen = passages_of([known], "text")
+    with pytest.raises(InputError, match="trained on, too"):
+        evaluation_kinds(same, seen)
+    assert evaluation_kinds(other, seen)[0].name == "c.jsonl"
 
 
 def test_other_line_breaks_do_not_make_another_text(tmp_path: Path) -> None:
@@ -51,7 +69,7 @@ def test_other_line_breaks_do_not_make_another_text(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("\n".join(" ".join(words[i : i + 5]) for i in range(0, 400, 5)))
     (tmp_path / "b.txt").write_text(" ".join(words).upper())
     seen = calibration_corpus(tmp_path / "a.txt").own_passages
-    with pytest.raises(InputError, match="calibrated on, too"):
+    with pytest.raises(InputError, match="trained on, too"):
         evaluation_kinds(tmp_path / "b.txt", seen)
     (tmp_path / "b.txt").write_text(" ".join(reversed(words)))
     assert evaluation_kinds(tmp_path / "b.txt", seen)[0].name == "b.txt"
@@ -67,7 +85,7 @@ def test_parts_of_what_was_calibrated_on_are_not_judged_on(tmp_path: Path) -> No
         texts = [line.upper().replace(" ", "  ") for line in lines[:known]] + news[: 40 - known]
         other.write_text("\n".join(json.dumps({"text": text}) for text in texts))
         if refused:
-            with pytest.raises(InputError, match="calibrated on, too"):
+            with pytest.raises(InputError, match="trained on, too"):
                 evaluation_kinds(other, seen)
         else:
             assert evaluation_kinds(other, seen)[0].name == "other.jsonl"

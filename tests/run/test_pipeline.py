@@ -187,7 +187,9 @@ def test_text_that_cannot_be_used_is_told_before_anything_is_measured(
         assert_one_line(cli(*begin, option, "nowhere.txt"), InputError.exit_code, "nowhere.txt")
         assert_one_line(cli(*begin, option, "wrong.jsonl"), InputError.exit_code, "line 1", "text")
     assert_one_line(cli(*begin, "--calibration", "mine.txt", "--evaluate", "mine.txt"),
-                    InputError.exit_code, "calibrated on, too")
+                    InputError.exit_code, "trained on, too")
+    assert_one_line(cli(*begin, "--recover", "sft", "--recover-data", "mine.txt", "--evaluate",
+                        "mine.txt"), InputError.exit_code, "trained on, too")
     assert not (tmp_path / "runs").exists()
 
 
@@ -210,6 +212,25 @@ def test_the_second_run_does_nothing_again(
     assert cli(*copied).returncode in QUIET_OR_NOT
     after = _stamps(tmp_path / "runs/r")
     assert {stage: after[stage] for stage in before} == before
+
+
+def test_a_run_is_not_judged_on_text_that_it_learnt_from(
+    cli: Cli, copied: tuple[str, ...], tmp_path: Path
+) -> None:
+    file = tmp_path / "runs/r/run.json"
+    outcome = json.loads(file.read_text(encoding="utf-8"))
+    assert outcome["learnt"] == []
+    mine, gone = tmp_path / "mine.txt", tmp_path / "gone.txt"
+    mine.write_text(" ".join(f"word{i}" for i in range(3000)))
+    file.write_text(json.dumps({**outcome, "learnt": [str(mine), str(gone)]}))
+    assert copied
+    assert_one_line(cli("eval", "runs/r", "--evaluate", "mine.txt"), InputError.exit_code,
+                    "trained on, too")
+    mine.rename(tmp_path / "other.txt")
+    done = cli("eval", "runs/r", "--evaluate", "other.txt", "--windows", "1")
+    assert done.returncode == 0, done.stderr
+    assert f"learnt from {mine}, {gone}, no longer there" in done.stderr
+    assert "other.txt" in done.stdout
 
 
 def test_an_impossible_budget_exits_3_with_the_bound(cli: Cli, small: Path) -> None:
