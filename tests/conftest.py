@@ -78,7 +78,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     made = make_tiny(
         tmp_path_factory.mktemp("small") / "small", tokenizer=True, hidden_size=256,
-        intermediate_size=1024, num_hidden_layers=6, head_dim=64, initializer_range=0.02,
+        intermediate_size=512, num_hidden_layers=6, head_dim=64, initializer_range=0.02,
     )
     tokenizer_of(made, made / "tokenizer.gguf")
     return made
@@ -150,10 +150,12 @@ def _profiles(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     kept = (own if RUN is None else own.parent) / "profiles"
     kept.mkdir(exist_ok=True)
     os.environ[PROFILES] = str(kept)
-    # of two jobs on a target the second is refused: each process has a `local` of its own
+    # of two jobs on a target the second is refused: each process has a `local` of its own; several
+    # threads of models as small as the tests' wait for each other most of the time
     targets = own / "targets"
     targets.mkdir()
-    (targets / "local.toml").write_text(f"work_directory = {json.dumps(str(own / LOCAL))}\n")
+    (targets / "local.toml").write_text(
+        f"work_directory = {json.dumps(str(own / LOCAL))}\nthreads = 1\n")
     os.environ[TARGETS] = str(targets)
     if any("_profiled" in item.fixturenames for item in request.session.items
            if isinstance(item, pytest.Function)):
@@ -166,7 +168,7 @@ def _profiled(small: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     with once("profiled") as first:
         if first:
             done = run_cli(tmp_path_factory.mktemp("profiled"), "profile", str(small), "--target",
-                           "local", "--threads", "1", "--profiles", os.environ[PROFILES])
+                           "local", "--profiles", os.environ[PROFILES])
             assert done.returncode == 0, done.stderr
 
 
@@ -196,8 +198,7 @@ def cli_argv(*arguments: str) -> list[str]:
             arguments = (*arguments, "--profiles", os.environ[PROFILES])
         if "--effort" not in asked:
             arguments = (*arguments, "--effort", "low")  # a third of the time that it takes
-        if not {"smollm2", "--threads"} & asked:
-            # several threads of so small a model wait for each other most of the time
+        if not {"smollm2", "--threads", LOCAL} & asked:
             arguments = (*arguments, "--threads", "1")
     counted = ["-m", "coverage", "run", "--parallel-mode", f"--data-file={ROOT / '.coverage'}",
                f"--rcfile={ROOT / 'pyproject.toml'}"] if (

@@ -26,6 +26,7 @@ class Ticket:
         time_limit_s: For how long, from the evaluation of its prompt on.
         is_gone: Nobody listens any more.
         refusal: Why the model did not begin, when it did not: the server tells nobody in a stream.
+        most_tokens: Of the reply; None where the client did not say.
     """
 
     def __init__(self, time_limit_s: float) -> None:
@@ -33,6 +34,7 @@ class Ticket:
         self.time_limit_s = time_limit_s
         self.is_gone = False
         self.refusal: str | None = None
+        self.most_tokens: int | None = None
 
 
 # set for a request by `edgeprune.on_target.serve.limits`; it goes with it into the server's threads
@@ -52,6 +54,7 @@ class BoundedLlama(llama_cpp.Llama):  # type: ignore[misc]
 
     def create_completion(self, *prompt: Any, **how: Any) -> Any:
         """Reply as `llama_cpp.Llama.create_completion` does; a stream's refusal is kept."""
+        TICKET.get().most_tokens = how.get("max_tokens")
         found = super().create_completion(*prompt, **how)
         return found if isinstance(found, dict) else self._begun(found)
 
@@ -63,13 +66,19 @@ class BoundedLlama(llama_cpp.Llama):  # type: ignore[misc]
             raise
 
     def generate(self, tokens: Sequence[int], **how: Any) -> Iterator[int]:
-        """Yield the tokens of a reply, as `llama_cpp.Llama.generate` does, until it must end."""
+        """Yield the tokens of a reply, as `llama_cpp.Llama.generate` does, until it must end.
+
+        Who asks counts no tokens as long as the text ends within a character, so they are counted
+        here: such a reply would go on until the context is full, and fail.
+        """
         ticket, began, times = TICKET.get(), time.monotonic(), list[float]()
+        room = self.n_ctx() - len(tokens)
+        most = min(ticket.most_tokens or room, room)
         try:
             for token in super().generate(tokens, **how):
                 times.append(time.monotonic())
                 yield token
-                if ticket.is_gone or time.monotonic() - began > ticket.time_limit_s:
+                if len(times) >= most or ticket.is_gone or time.monotonic() - began > ticket.time_limit_s:
                     return
         finally:
             self._meter.replied(len(tokens), times)

@@ -17,6 +17,7 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from edgeprune.model.gguf import GgufModel
 from edgeprune.on_target.serve.server import ConfigurationError, check_open, read_config
 from tests.cli.test_app import assert_one_line
 from tests.conftest import Cli
@@ -87,6 +88,27 @@ def test_an_onnx_model_says_what_the_gguf_file_says(
             assert text
 
 
+@pytest.mark.parametrize("kind", ["gguf", "onnx"])
+def test_a_reply_of_half_a_character_ends_as_any_other(
+    gguf_and_onnx: dict[str, Path], server: Running, tmp_path: Path, kind: str
+) -> None:
+    file = gguf_and_onnx["gguf"]
+    with GgufModel(file, vocab_only=True) as model:
+        (begins, *_) = model.tokenize("\U0001f600")
+    with contextlib.nullcontext(server) if kind == "gguf" else serving(
+            gguf_and_onnx[kind], tmp_path) as one:
+        for n_new, n_said in ((4, 4), (10_000, None), (0, None)):
+            answer = one.ask("One", n_new, logit_bias={str(begins): 100.0})
+            assert answer.status_code == 200, answer.text
+            said = answer.json()
+            assert said["usage"]["completion_tokens"] == n_said or (
+                n_said is None and said["usage"]["total_tokens"] >= 256)
+            assert said["choices"][0]["finish_reason"] == "length"
+        pieces = openai.OpenAI(base_url=f"{one.url}/v1", api_key="none").completions.create(
+            model="small", prompt="One", max_tokens=4, stream=True, logit_bias={str(begins): 100})
+        assert [piece.choices[0].finish_reason for piece in pieces][-1] == "length"
+
+
 def test_who_finds_the_queue_full_is_told_so_and_the_others_are_served(server: Running) -> None:
     with ThreadPoolExecutor(8) as clients:
         answers = list(clients.map(lambda i: server.ask(f"Client {i}:", 200), range(8)))
@@ -106,7 +128,7 @@ def test_a_reply_ends_when_its_client_is_gone(server: Running, stream: bool) -> 
     _wait_until_idle(server)
     before = _counted(server, "edgeprune_tokens_total", kind="new")
     request = {"prompt": "On and on", "max_tokens": 500, "stream": stream, "temperature": 0}
-    wait_s = 60 if stream else 0.4
+    wait_s = 60 if stream else 0.1
     with (contextlib.suppress(httpx.ReadTimeout), httpx.Client(timeout=wait_s) as client,
           client.stream("POST", f"{server.url}/v1/completions", json=request) as answer):
         next(answer.iter_bytes())  # of a stream; else it waits in vain
