@@ -78,7 +78,8 @@ class BoundedLlama(llama_cpp.Llama):  # type: ignore[misc]
             for token in super().generate(tokens, **how):
                 times.append(time.monotonic())
                 yield token
-                if len(times) >= most or ticket.is_gone or time.monotonic() - began > ticket.time_limit_s:
+                if (len(times) >= most or ticket.is_gone
+                        or time.monotonic() - began > ticket.time_limit_s):
                     return
         finally:
             self._meter.replied(len(tokens), times)
