@@ -76,7 +76,7 @@ CalibrationFile = Annotated[Path | None, typer.Option("--calibration", help=(
     "of these. It has half of the weight, the kinds of text that come with edgeprune the rest."))]
 EvaluationFile = Annotated[Path | None, typer.Option("--evaluate", help=(
     "Text that the result is judged on, beside six kinds that come with edgeprune: a file or a "
-    "directory, as for --calibration, and none of what is calibrated or trained on."))]
+    "directory, as for --calibration, and none of your text that is calibrated or trained on."))]
 ObjectiveName = Annotated[str, typer.Option("--objective", help=(
     "By what cuts are compared: what they lose on the worse half of the kinds of text (worst), or "
     "on all alike (mean)."))]

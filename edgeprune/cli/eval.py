@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +18,10 @@ from edgeprune.cli.console import (
     print_table,
     progress,
 )
+
+if TYPE_CHECKING:
+    from edgeprune.quality.windows import Text
+    from edgeprune.report.artifacts import Subject
 
 
 def evaluate(
@@ -50,7 +54,7 @@ def evaluate(
     Another: edgeprune eval my-llama-Q4_K_M.gguf --against ./my-llama --tasks questions.jsonl
     """
     from edgeprune.data import text_of
-    from edgeprune.data.kinds import passages_of
+    from edgeprune.data.kinds import Passage
     from edgeprune.errors import UsageError
     from edgeprune.quality.evaluate import evaluate as judge
     from edgeprune.quality.evaluate import judge_kinds
@@ -69,18 +73,15 @@ def evaluate(
                          got="both", remedy="give one of them")
     reading = Reading(context=context, stride=stride or context, windows=windows or None)
     read = None if text is None else Text(text.name, (text_of(text, "text"),))
-    learnt = [] if own is None else learnt_of(artifact)
-    gone = [str(path) for path in learnt if not path.exists()]
-    kinds = evaluation_kinds(own, passages_of(
-        (path for path in learnt if path.exists()), "calibration text"))
+    learnt, gone = (frozenset[Passage](), ()) if own is None else learnt_of(artifact)
     if gone:
-        print(f"the run learnt from {', '.join(gone)}, no longer there: whether any of "
-              f"{own} was in it is not known", file=sys.stderr)
+        print(f"the run learnt from {', '.join(map(str, gone))}, which can no longer be read: "
+              f"whether any of {own} was in it is not known", file=sys.stderr)
+    kinds = evaluation_kinds(own, learnt)
     with progress(quiet=as_json) as (_, notify), TemporaryDirectory() as scratch:
         subject = subject_of(artifact, against, Path(scratch), notify=notify)
-        if own is not None and not subject.original:
-            raise UsageError("--evaluate tells what was lost of the unpruned model, which is not "
-                             "known", got=str(artifact), remedy="name it with --against")
+        if own is not None:
+            _check_own(subject, kinds[0])
         found = judge(subject.artifact, original=subject.original, pruned=subject.pruned,
                       text=read, reading=reading, notify=notify)
         lost = None if read or not subject.original else judge_kinds(
@@ -102,3 +103,20 @@ def evaluate(
             print(replies_in_words(lost.replies))
     if scores:
         print_table("tasks", SCORES, score_rows(scores))
+
+
+def _check_own(subject: Subject, text: Text) -> None:
+    """See whether an artifact can be judged on the user's text, before it is on others.
+
+    Raises:
+        UsageError: There is nothing to hold it against.
+        InputError: The text is too short.
+    """
+    from edgeprune.errors import UsageError
+    from edgeprune.quality.windows import check_length
+    from edgeprune.report.artifacts import tokenizer_in
+
+    if not subject.original:
+        raise UsageError("--evaluate tells what was lost of the unpruned model, which is not known",
+                         got=str(subject.artifact), remedy="name it with --against")
+    check_length([text], tokenizer_in(subject.artifact))

@@ -22,7 +22,9 @@ def text_of(file: Path, what: str) -> str:
     Raises:
         InputError: The file cannot be read, or is a device or a pipe, which may never end.
     """
-    if file.exists() and not file.is_file() and not file.is_dir():
+    if file.is_dir():
+        raise InputError(f"the {what} is a directory", got=str(file), remedy="give one file")
+    if file.exists() and not file.is_file():
         raise InputError(f"the {what} is not a regular file", got=str(file),
                          remedy="save it to a file first")
     try:

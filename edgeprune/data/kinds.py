@@ -17,6 +17,7 @@ from edgeprune.errors import InputError
 BETWEEN = "\n\f\n"  # passages of a shipped text
 RUN = 12  # words: as many in a row are hardly in two texts by chance
 LONG_LINE = 40  # characters: a shorter line may be in two texts by chance
+LONG_WORD = 20  # characters: what is longer is of a language without spaces
 
 
 class Message(NamedTuple):
@@ -33,7 +34,7 @@ Kinds = Mapping[str, tuple[Passage, ...]]
 def shipped_kinds(part: Literal["calibration", "evaluation"]) -> dict[str, tuple[Passage, ...]]:
     """Return the passages of each kind; no source of one part is in the other.
 
-    Running text is a passage of 1,000 to 3,000 characters, or a question and its answer; what a
+    Running text is a passage of 3,000 characters at most, or a question and its answer; what a
     model's chat template is for is a conversation, its first message the system's or the user's.
     """
     directory = files("edgeprune.data") / part
@@ -67,8 +68,9 @@ def users_kind(path: Path, what: str) -> dict[str, tuple[Passage, ...]]:
             if file.is_file() and _is_text(file.relative_to(path), file)
             ] if path.is_dir() else [path]
     found = tuple(passage for file in read
-                  for passage in _passages(file, what, named=file == path))
-    if not any(found):
+                  for passage in _passages(file, what, named=file == path)
+                  if not isinstance(passage, str) or passage.strip())
+    if not found:
         raise InputError(f"there is no {what}", got=str(path),
                          remedy="give a text file in UTF-8, JSON lines, or a directory of them")
     return {path.resolve().name: found}
@@ -83,15 +85,21 @@ def passages_of(paths: Iterable[Path], what: str) -> frozenset[Passage]:
 def share_in(passages: Iterable[Passage], others: Iterable[Passage]) -> float:
     """Return what share of the text is in other passages, too. Pure.
 
-    The larger share: of the text in long lines, or of its runs of words. Case and white space, line
-    breaks too, do not count.
+    The largest share: of the text in passages, in long lines, or in runs of words. Case and white
+    space, line breaks too, do not count.
     """
     passages, others = list(passages), list(others)
-    return max(_share(list(cut(passages)), set(cut(others))) for cut in (_long_lines, _runs))
+    return max(_share(list(cut(passages)), set(cut(others)))
+               for cut in (_plain, _long_lines, _runs))
 
 
 def _share(mine: Sequence[str], known: Collection[str]) -> float:
     return sum(len(part) for part in mine if part in known) / max(sum(map(len, mine)), 1)
+
+
+def _plain(passages: Iterable[Passage]) -> Iterator[str]:
+    for text in _texts(passages):
+        yield "".join(text.split()).casefold()
 
 
 def _long_lines(passages: Iterable[Passage]) -> Iterator[str]:
@@ -104,7 +112,8 @@ def _long_lines(passages: Iterable[Passage]) -> Iterator[str]:
 
 def _runs(passages: Iterable[Passage]) -> Iterator[str]:
     for text in _texts(passages):
-        words = text.casefold().split()
+        words = [part for word in text.casefold().split()
+                 for part in (word if len(word) > LONG_WORD else (word,))]
         yield from (" ".join(words[i : i + RUN]) for i in range(len(words) - RUN + 1))
 
 

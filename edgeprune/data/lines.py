@@ -23,14 +23,13 @@ FORMS_TEXT = ('each line is {"text": ...}, {"messages": [{"role": ..., "content"
 
 
 def read_lines(content: str, file: Path) -> list[Example]:
-    """Read JSON lines, all of one form; those without any text are left out.
+    """Read JSON lines, or a JSON array, all of one form; those without any text are left out.
 
     Raises:
         InputError: A line that is no JSON or of no form, or of another than the first; no line.
     """
     found, form = list[Example](), None
-    # not `splitlines`: JSON may hold other line separators as they are
-    for number, line in enumerate(content.removeprefix("\ufeff").split("\n"), 1):
+    for number, line in enumerate(_lines(content.removeprefix("\ufeff")), 1):
         if not line.strip():
             continue
         try:
@@ -51,6 +50,15 @@ def read_lines(content: str, file: Path) -> list[Example]:
     if not found:
         raise InputError("there are no examples", got=str(file), remedy=FORMS_TEXT)
     return found
+
+
+def _lines(content: str) -> list[str]:
+    if content.lstrip().startswith("["):
+        try:
+            return [json.dumps(value) for value in json.loads(content)]
+        except ValueError:
+            pass  # the line that is no JSON is told
+    return content.split("\n")  # not `splitlines`: JSON may hold other separators as they are
 
 
 def _has_text(part: str | list[dict[str, str]]) -> bool:

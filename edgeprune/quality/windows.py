@@ -34,7 +34,7 @@ from edgeprune.records import Record
 
 SMALL_BYTES = 2**25
 _LOOK_S = 0.2  # for so long it is looked how busy the CPUs are
-SHARED = 0.25  # of a text's long lines: more of what was calibrated on tells nothing
+SHARED = 0.25  # of a text: more of what was calibrated on tells nothing
 _ROWS = 8  # positions in float64 at once: a vocabulary may have 128 thousand tokens
 
 
@@ -100,16 +100,18 @@ def evaluation_kinds(
 
     Args:
         own: A file or a directory (`edgeprune.data.kinds.users_kind`), if there is one.
-        seen: What was calibrated or trained on.
+        seen: What was calibrated or trained on, beside the shipped kinds.
 
     Raises:
-        InputError: It cannot be read, or some of it was calibrated or trained on.
+        InputError: It cannot be read, or more than `SHARED` of it was calibrated or trained on.
     """
     users = {} if own is None else users_kind(own, "evaluation text")
-    if any(passage in seen for passages in users.values() for passage in passages) or any(
-            share_in(passages, seen) > SHARED for passages in users.values()):
-        raise InputError("the evaluation text is calibrated or trained on, too", got=str(own),
-                         remedy="hold some of your text out, and give that to --evaluate")
+    learnt = [passage for passages in shipped_kinds("calibration").values() for passage in passages]
+    for passages in users.values():
+        if (share := share_in(passages, [*seen, *learnt])) > SHARED:
+            raise InputError(f"{share:.0%} of the evaluation text is calibrated or trained on, too",
+                             got=str(own),
+                             remedy="hold some of your text out, and give that to --evaluate")
     shipped = shipped_kinds("evaluation")
     return tuple(Text(name, passages, fewest=1) for name, passages in (
         *((f"your {name}" if name in shipped else name, found) for name, found in users.items()),

@@ -90,6 +90,18 @@ def recover(
         losses=trained.losses, n_held_out=n_predicted(own), kinds=kinds, **whole.model_dump())
 
 
+def check_text(model: Path, recipe: Recipe, data: Path | None) -> None:
+    """See whether a text can be trained on, before hours were spent on what comes first.
+
+    Raises:
+        InputError: It holds too little, or the model's tokenizer cannot take it.
+    """
+    quiet()
+    tokenizer = _tokenizer(model)
+    if data is not None:
+        read_examples(data, tokenizer, recipe.n_tokens)
+
+
 def _judged(
     models: Mapping[str, Checkpoint | None], what: str, examples: Sequence[Labelled],
     notify: Callable[[str], None],

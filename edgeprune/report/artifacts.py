@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from edgeprune.data.kinds import Passage, passages_of
 from edgeprune.errors import InputError
 from edgeprune.export.artifact import artifact_name, export
 from edgeprune.model.checkpoint import Checkpoint
@@ -64,14 +65,28 @@ def subject_of(
                                scratch / "pruned", notify=notify))
 
 
-def learnt_of(reference: str) -> tuple[Path, ...]:
-    """Return the user's texts that a run was calibrated or trained on; none of what is no run.
+def learnt_of(reference: str) -> tuple[frozenset[Passage], tuple[Path, ...]]:
+    """Return what a run was calibrated and trained on of the user's; nothing of what is no run.
+
+    Returns:
+        Passages, and the files of it that can no longer be read.
 
     Raises:
         InputError: The run has not come to its end.
     """
     path = Path(reference).expanduser()
-    return outcome_of(path).learnt if (path / REQUEST).is_file() else ()
+    passages, gone = frozenset[Passage](), list[Path]()
+    for file in outcome_of(path).learnt if (path / REQUEST).is_file() else ():
+        try:
+            passages |= passages_of([file], "text")
+        except InputError:
+            gone.append(file)
+    return passages, tuple(gone)
+
+
+def tokenizer_in(artifact: Path) -> Path:
+    """Return the GGUF file that holds an artifact's tokenizer."""
+    return artifact / NAME if artifact.is_dir() else artifact
 
 
 class Servable(NamedTuple):

@@ -15,8 +15,8 @@ _NOTES = (  # how many windows of each kind is put in
     "the budget is relative they are shares of the unpruned model as measured beside the pruned, "
     "where both are in the same number format. Perplexity: of the artifact, on the host, "
     "WikiText-2 validation, 8 windows of 512 tokens, another part of which "
-    "is calibrated on; by kind of text {windows} windows of each, spread over it, and nothing was "
-    "calibrated on the sources of the kinds that come with edgeprune."
+    "is calibrated on; by kind of text up to {windows} windows of each, spread over it, and "
+    "nothing was calibrated on the sources of the kinds that come with edgeprune."
 )
 
 

@@ -159,7 +159,8 @@ def kind_rows(found: Kinds) -> list[tuple[str, ...]]:
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table; columns after the first are aligned to the right."""
     rule = [":--", *("--:" for _ in header[1:])]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *rows))
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+                     for cells in (header, rule, *rows))
 
 
 def _show(value: float | None, unit: str) -> str:

@@ -143,6 +143,9 @@ def recovery_in_words(outcome: Outcome) -> str:
     if found.kinds and kinds:
         change = (f"on the worst kind of text {_worst_nats(found.kinds)} -> {_worst_nats(kinds)} "
                   f"nats per token, on the mean {found.kinds.lost:+.3f} -> {kinds.lost:+.3f}")
+        worse = [kind for kind, step in kinds.kinds.items()
+                 if kind in found.kinds.kinds and step.ratio > found.kinds.kinds[kind].ratio]
+        change += f"; worse than before it was trained on {', '.join(worse)}" if worse else ""
     return (f"recovery ({found.training.recipe.describe()}; {found.training.text}; "
             f"{found.training.seconds / 60:.1f} min): {change}{share}")
 

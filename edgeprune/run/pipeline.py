@@ -71,6 +71,10 @@ def run(options: Options, *, say: Say = lambda _: None, notify: Say = lambda _: 
         if weights.tokenizer is None:  # perplexity, at the latest, needs one
             raise InputError(f"{weights.checkpoint.path} has no tokenizer, which a run needs",
                              remedy="put tokenizer.json (or a tokenizer.gguf) beside the weights")
+        if training is not None:
+            from edgeprune.recovery.recover import check_text  # noqa: PLC0415 - seconds
+
+            check_text(weights.checkpoint.path, training.recipe, training.data)
         parts = choose_onnx_format(asked, allow_loss=options.allow_quality_loss, say=say)
         auto = options.quant == AUTO
         baseline = _baseline(parts, say, keep=budget.is_relative)

@@ -34,7 +34,8 @@ class Request(Record):
 
     def difference(self, other: Request) -> str:
         """Return in words what this one asks otherwise, and what the other asked."""
-        return next(f"{name}: {_shown(theirs)}, not {_shown(ours)}"
+        return next("--calibration" if name == "calibration" else
+                    f"{name}: {_shown(theirs)}, not {_shown(ours)}"
                     for (name, ours), (_, theirs) in zip(self, other, strict=True)
                     if ours != theirs)
 

@@ -64,6 +64,33 @@ def test_chats_are_compared_whole_and_without_what_the_system_says(tmp_path: Pat
     assert evaluation_kinds(other, seen)[0].name == "c.jsonl"
 
 
+def test_what_both_texts_hold_by_chance_refuses_nothing(tmp_path: Path) -> None:
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    greeting = json.dumps({"messages": [{"role": "user", "content": "Hi"},
+                                        {"role": "assistant", "content": "Hello!"}]})
+    for directory, words in ((mine, "one two three"), (other, "four five six")):
+        directory.mkdir()
+        (directory / "__init__.py").write_text("")
+        (directory / "greetings.jsonl").write_text(greeting)
+        (directory / "text.txt").write_text(f"{words} " * 100)
+    assert evaluation_kinds(mine, passages_of([other], "text"))[0].name == "mine"
+
+
+def test_a_language_without_spaces_is_compared_by_its_characters(tmp_path: Path) -> None:
+    text = "".join(chr(0x4E00 + i * i % 3001) for i in range(2000))
+    seen = tuple("\n".join(text[i : i + n] for i in range(0, 2000, n)) for n in (30, 57))
+    (tmp_path / "a.txt").write_text(seen[0], encoding="utf-8")
+    with pytest.raises(InputError, match="trained on, too"):
+        evaluation_kinds(tmp_path / "a.txt", seen[1:])
+
+
+def test_the_shipped_calibration_text_is_not_held_out(tmp_path: Path) -> None:
+    letters = shipped_kinds("calibration")["letters"]
+    (tmp_path / "a.txt").write_text("\n".join(map(str, letters)), encoding="utf-8")
+    with pytest.raises(InputError, match="100% of the evaluation text"):
+        evaluation_kinds(tmp_path / "a.txt")
+
+
 def test_other_line_breaks_do_not_make_another_text(tmp_path: Path) -> None:
     words = [f"word{i}" for i in range(400)]
     (tmp_path / "a.txt").write_text("\n".join(" ".join(words[i : i + 5]) for i in range(0, 400, 5)))

@@ -201,6 +201,8 @@ def test_text_that_is_too_short_is_told_before_anything_is_measured(
     for option in ("--calibration", "--evaluate"):
         assert_one_line(cli(*begin, option, "mine.txt"), InputError.exit_code, "too short",
                         "mine.txt", "are needed")
+    assert_one_line(cli(*begin, "--recover", "sft", "--recover-data", "mine.txt"),
+                    InputError.exit_code, "too little to train on", "mine.txt")
     assert not (tmp_path / "runs/r/baseline").exists()
     assert not (tmp_path / "runs/r/profile.json").exists()
 
@@ -226,10 +228,14 @@ def test_a_run_is_not_judged_on_text_that_it_learnt_from(
     assert copied
     assert_one_line(cli("eval", "runs/r", "--evaluate", "mine.txt"), InputError.exit_code,
                     "trained on, too")
+    (tmp_path / "short.txt").write_text("one two three")
+    assert_one_line(cli("eval", "runs/r", "--evaluate", "short.txt"), InputError.exit_code,
+                    "short.txt is too short", "are needed")
     mine.rename(tmp_path / "other.txt")
+    mine.write_text("")
     done = cli("eval", "runs/r", "--evaluate", "other.txt", "--windows", "1")
     assert done.returncode == 0, done.stderr
-    assert f"learnt from {mine}, {gone}, no longer there" in done.stderr
+    assert f"learnt from {mine}, {gone}, which can no longer be read" in done.stderr
     assert "other.txt" in done.stdout
 
 
