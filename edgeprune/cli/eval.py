@@ -74,14 +74,14 @@ def evaluate(
     reading = Reading(context=context, stride=stride or context, windows=windows or None)
     read = None if text is None else Text(text.name, (text_of(text, "text"),))
     learnt, gone = (frozenset[Passage](), ()) if own is None else learnt_of(artifact)
-    if gone:
-        print(f"the run learnt from {', '.join(map(str, gone))}, which can no longer be read: "
-              f"whether any of {own} was in it is not known", file=sys.stderr)
     kinds = evaluation_kinds(own, learnt)
     with progress(quiet=as_json) as (_, notify), TemporaryDirectory() as scratch:
         subject = subject_of(artifact, against, Path(scratch), notify=notify)
         if own is not None:
             _check_own(subject, kinds[0])
+        if gone:
+            print(f"the run learnt from {', '.join(map(str, gone))}, which can no longer be read: "
+                  f"whether any of {own} was in it is not known", file=sys.stderr)
         found = judge(subject.artifact, original=subject.original, pruned=subject.pruned,
                       text=read, reading=reading, notify=notify)
         lost = None if read or not subject.original else judge_kinds(
