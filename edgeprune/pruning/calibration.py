@@ -183,10 +183,7 @@ def calibrate_on(corpus: Corpus, tokenizer: Path, effort: Effort) -> Calibration
         least = max(ceil(wanted.n_tokens * (fitted + others) / share)
                     for part, share in zip(parts, (fitted, others), strict=True)
                     for wanted in part if wanted.n_windows)
-        if (found := len(tokens[corpus.own])) < least:
-            raise InputError("the calibration text is too short",
-                             got=f"{found} tokens in {corpus.own}",
-                             remedy=f"at least {least} are needed, some pages")
+        _check_length(corpus.own, len(tokens[corpus.own]), least)
     cuts = {kind: len(found) * fitted // (fitted + others) for kind, found in tokens.items()}
     first = {kind: found[: cuts[kind]] for kind, found in tokens.items()}
     second = {kind: found[cuts[kind] :] for kind, found in tokens.items()}
@@ -201,9 +198,17 @@ def draw(corpus: Corpus, tokens: Mapping[str, Sequence[int]], wanted: Windows) -
     """Cut windows out of a corpus' tokens, of each kind its share.
 
     Raises:
-        InputError: There are too few tokens.
+        InputError: There are too few tokens, of all kinds or of the user's own.
     """
+    if corpus.own is not None and wanted.n_windows:
+        _check_length(corpus.own, len(tokens[corpus.own]), wanted.n_tokens)
     return sample(tokens, corpus.share, wanted)._replace(own=corpus.own)
+
+
+def _check_length(name: str, found: int, least: int) -> None:
+    if found < least:
+        raise InputError("the calibration text is too short", got=f"{found} tokens in {name}",
+                         remedy=f"at least {least} are needed, some pages")
 
 
 def tokens_by_kind(corpus: Corpus, tokenizer: Path) -> dict[str, list[int]]:
