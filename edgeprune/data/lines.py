@@ -15,6 +15,7 @@ from edgeprune.errors import InputError
 Example = dict[str, Any]
 LINES = ".jsonl"
 SUFFIXES = frozenset({LINES, ".json"})
+_NO_JSON = (ValueError, RecursionError)  # the other where it is nested too deeply
 # What a line may hold, and the type of each.
 FORMS: tuple[Mapping[str, type | tuple[type, ...]], ...] = (
     {"messages": list}, {"prompt": (str, list), "completion": (str, list)}, {"text": str})
@@ -34,7 +35,7 @@ def read_lines(content: str, file: Path) -> list[Example]:
             continue
         try:
             value = json.loads(line)
-        except ValueError as error:
+        except _NO_JSON as error:
             raise InputError(f"{file}, line {number}: not JSON ({error})", got=line[:60],
                              remedy=FORMS_TEXT) from error
         mine = next((f for f in FORMS if _fits(value, f)), None)
@@ -56,7 +57,7 @@ def _lines(content: str) -> list[str]:
     if content.lstrip().startswith("["):
         try:
             return [json.dumps(value) for value in json.loads(content)]
-        except ValueError:
+        except _NO_JSON:
             pass  # the line that is no JSON is told
     return content.split("\n")  # not `splitlines`: JSON may hold other separators as they are
 

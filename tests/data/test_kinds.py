@@ -73,6 +73,9 @@ def test_a_directory_is_one_kind_of_all_that_is_text_in_it(tmp_path: Path) -> No
     assert users_kind(directory / "a.md", "text") == {"a.md": ("some text",)}
     (directory / "array.json").write_text('[\n {"text": "a"},\n {"text": "b"}\n]')
     assert users_kind(directory / "array.json", "text") == {"array.json": ("a", "b")}
+    (directory / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match="line 1: not JSON"):
+        users_kind(directory / "deep.json", "text")
     for named, wrong in (("package.json", "package.json"), (".", "d.jsonl")):
         (directory / wrong).write_text('{"name": "x"}')
         with pytest.raises(InputError, match=f"{wrong}, line 1"):
