@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -106,9 +107,9 @@ def evaluation_kinds(
         InputError: It cannot be read, or more than `SHARED` of it was calibrated or trained on.
     """
     users = {} if own is None else users_kind(own, "evaluation text")
-    learnt = [passage for passages in shipped_kinds("calibration").values() for passage in passages]
     for passages in users.values():
-        if (share := share_in(passages, [*seen, *learnt])) > SHARED:
+        learnt = chain(seen, *shipped_kinds("calibration").values())
+        if (share := share_in(passages, learnt)) > SHARED:
             raise InputError(f"{share:.0%} of the evaluation text is calibrated or trained on, too",
                              got=str(own),
                              remedy="hold some of your text out, and give that to --evaluate")

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 import pytest
 
-from edgeprune.data import shipped_text
+from edgeprune.data import shipped_text, text_of
 from edgeprune.data.kinds import Message, Passage, shipped_kinds, shipped_prompts, users_kind
 from edgeprune.errors import InputError
 
@@ -93,6 +93,8 @@ def test_what_holds_no_text_is_refused(tmp_path: Path, content: str | bytes) -> 
 
 def test_what_may_never_end_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="is a directory"):
+        text_of(tmp_path, "training text")
     for path in (tmp_path / "pipe", Path("/dev/zero")):
         with pytest.raises(InputError, match=f"not a regular file: got '{path}'"):
             users_kind(path, "calibration text")

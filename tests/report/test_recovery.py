@@ -58,6 +58,10 @@ def test_a_run_tells_recovery_and_judge() -> None:
         training=trained(), perplexity=30.0, kinds=lost(0.8), share=0.75))
     assert ("on the worst kind of text +0.800 -> +0.200 nats per token, on the mean +0.600 -> "
             "+0.150: 75.0% of the lost") in "\n".join(verdict_lines(by_kind))
+    worse = outcome(kinds=lost(0.2), recovery=Recovery(
+        training=trained(), perplexity=30.0, kinds=lost(0.1), share=-1.0))
+    assert "worse than before it was trained on code, manual" in "\n".join(verdict_lines(worse))
+    assert "worse than" not in "\n".join(verdict_lines(by_kind))
     assert "judge big: 0 won, 1 tied, 1 lost, 1 answered with nonsense; loss 50.0%" in lines
     assert "nonsense" not in judged_in_words(tally("big", ["win"]))
 

@@ -224,3 +224,4 @@ def test_markdown_tables_have_one_line_for_each_row(rows: list[tuple[str, str]])
     lines = markdown_table(("name", "value"), rows).splitlines()
     assert lines[1] == "| :-- | --: |"
     assert len(lines) == 2 + len(rows)
+    assert markdown_table(("name", "value"), [("a|b", "1")]).endswith("| a\\|b | 1 |")

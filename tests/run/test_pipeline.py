@@ -126,6 +126,7 @@ def test_a_run_trains_and_lets_a_judge_decide_what_it_was_asked_to(
     assert sum(judged[key] for key in ("wins", "ties", "losses", "invalid")) == 2
     assert recovery["training"]["recovered"] < recovery["training"]["pruned"]
     assert recovery["perplexity"] != outcome["after"]["perplexity"]
+    assert outcome["learnt"] == [str(text.resolve())]
     run = tmp_path / "runs/r"
     assert (run / "artifact/small-Q4_K_M.gguf").stat().st_size == outcome["after"]["file_bytes"]
     pruned, trained = Checkpoint(run / "model"), Checkpoint(run / "recovered")
@@ -265,6 +266,9 @@ def test_a_run_directory_is_not_used_for_another_request(
                     "repair least-squares, not", "repair none")
     assert_one_line(cli("run", str(small), *SIZE, "--effort", "medium", "--objective", "mean"), 2,
                     "objective: worst, not mean")
+    (tmp_path / "mine.txt").write_text("one two three")
+    assert_one_line(cli("run", str(small), *SIZE, "--effort", "medium", "--calibration",
+                        "mine.txt"), 2, "another --calibration")
     assert _stamps(tmp_path / "runs/r") == before
     assert cli(*other, "r", "--fresh").returncode == 3
     assert not (tmp_path / "runs/r/run.json").exists()
