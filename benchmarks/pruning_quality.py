@@ -56,7 +56,7 @@ def main() -> int:
     parser.add_argument("--effort", default=Effort.MEDIUM, choices=list(Effort))
     parser.add_argument("--no-repair", action="store_true", help="leave weights as they are")
     parser.add_argument("--importance", help="another method by which channels are chosen")
-    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--alone", metavar="LOSSES", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.alone:
         for row in _rows(arguments):
@@ -66,15 +66,20 @@ def main() -> int:
         _profile(status.update)
     print(f"{datetime.now(UTC):%Y-%m-%d}; {describe_machine()}; torch {torch.__version__}; "
           f"effort {arguments.effort}\n")
-    rows = [row for name in arguments.strategies.split(",") for row in _alone(name, arguments)]
+    checkpoint = Checkpoint(resolve_model("smollm2")[1])
+    unpruned = losses_on(checkpoint, evaluation_windows(checkpoint.path))
+    rows = [row for name in arguments.strategies.split(",")
+            for row in _alone(name, unpruned, arguments)]
     for line in table(rows):
         print(line)
     return 0
 
 
-def _alone(strategy: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Run one strategy in a process of its own."""
-    argv = [sys.executable, __file__, "--alone", "--strategies", strategy,
+def _alone(
+    strategy: str, unpruned: dict[str, float], arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Run one strategy in a process of its own, which is given what the unpruned model loses."""
+    argv = [sys.executable, __file__, "--alone", json.dumps(unpruned), "--strategies", strategy,
             "--shares", arguments.shares, "--effort", arguments.effort,
             *(["--no-repair"] if arguments.no_repair else []),
             *(["--importance", arguments.importance] if arguments.importance else [])]
@@ -96,7 +101,6 @@ def _rows(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     tokenizer = checkpoint.path / "tokenizer.gguf"
     model = _profile(lambda _: None).model
     texts = evaluation_windows(checkpoint.path)
-    unpruned = losses_on(checkpoint, texts)
     strategy = strategy_of(arguments.strategies, importance=arguments.importance,
                            repair=not arguments.no_repair)
     with TemporaryDirectory() as scratch, Console(stderr=True).status(strategy.name) as status:
@@ -117,7 +121,7 @@ def _rows(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
             pruned = Path(scratch) / f"{share}"
             cutting.write(plan.cuts, pruned)
             seconds, peak = time.monotonic() - began, peak_rss_bytes()
-            lost = increases(Checkpoint(pruned), texts, unpruned)
+            lost = increases(Checkpoint(pruned), texts, arguments.alone)
             loss = {"lost": lost, "worst": max(lost[kind] for kind in lost if kind != WIKITEXT)}
             yield {**row, "latency": plan.cost.token_ms / plan.base_cost.token_ms,
                    "cuts": cuts_in_words(plan), "seconds": seconds, "peak": peak,

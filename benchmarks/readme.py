@@ -23,7 +23,8 @@ from tests.arm import machine as arm
 ROOT = Path(__file__).parent.parent
 LOCAL, ARM = "local", "qemu-arm64"
 TITLES = {LOCAL: "This machine", ARM: "The emulated ARM machine, over SSH"}
-OPTIONS = {LOCAL: ("--budget", "100 tokens < 75%", "--quant", "auto", "--profile-seconds", "60"),
+OPTIONS = {LOCAL: ("--budget", "100 tokens < 75%", "--quant", "auto", "--effort", "low",
+                   "--profile-seconds", "20"),
            ARM: ("--budget", "8 tokens after 4 < 80%")}
 
 
