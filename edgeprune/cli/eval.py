@@ -58,7 +58,7 @@ def evaluate(
     from edgeprune.errors import UsageError
     from edgeprune.quality.evaluate import evaluate as judge
     from edgeprune.quality.evaluate import judge_kinds
-    from edgeprune.quality.tasks import task_scores
+    from edgeprune.quality.tasks import named_tasks, task_scores
     from edgeprune.quality.windows import Reading, Text, evaluation_kinds
     from edgeprune.report.artifacts import learnt_of, subject_of
     from edgeprune.report.evaluation import HEADER, SCORES, quality_line, score_rows, step_rows
@@ -73,6 +73,7 @@ def evaluate(
                          got="both", remedy="give one of them")
     reading = Reading(context=context, stride=stride or context, windows=windows or None)
     read = None if text is None else Text(text.name, (text_of(text, "text"),))
+    asked = named_tasks(tasks)
     learnt, gone = (frozenset[Passage](), ()) if own is None else learnt_of(artifact)
     kinds = evaluation_kinds(own, learnt)
     with progress(quiet=as_json) as (_, notify), TemporaryDirectory() as scratch:
@@ -86,8 +87,8 @@ def evaluate(
                       text=read, reading=reading, notify=notify)
         lost = None if read or not subject.original else judge_kinds(
             subject.artifact, subject.original, kinds, notify=notify)
-        scores = [] if tasks is None else task_scores(
-            subject.artifact, tasks.split(","), limit=limit, notify=notify)
+        scores = task_scores(
+            subject.artifact, asked, limit=limit, notify=notify) if asked else []
     if as_json:
         print(json.dumps({**found.model_dump(mode="json"),
                           "kinds": lost.model_dump(mode="json")["kinds"] if lost else None,

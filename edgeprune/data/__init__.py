@@ -20,7 +20,8 @@ def text_of(file: Path, what: str) -> str:
         what: Its name in a message, such as "calibration text".
 
     Raises:
-        InputError: The file cannot be read, or is a device or a pipe, which may never end.
+        InputError: The file cannot be read, is no text, or is a device or a pipe, which may never
+            end.
     """
     if file.is_dir():
         raise InputError(f"the {what} is a directory", got=str(file), remedy="give one file")
@@ -28,7 +29,11 @@ def text_of(file: Path, what: str) -> str:
         raise InputError(f"the {what} is not a regular file", got=str(file),
                          remedy="save it to a file first")
     try:
-        return file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the {what} cannot be read ({error})", got=str(file),
                          remedy="give a text file in UTF-8") from error
+    if "\0" in text:
+        raise InputError(f"the {what} is not text: it holds NUL bytes", got=str(file),
+                         remedy="give a text file in UTF-8")
+    return text

@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 from typing import Literal, NamedTuple
 
 from edgeprune.data import text_of
-from edgeprune.data.lines import LINES, SUFFIXES, Example, read_lines
+from edgeprune.data.lines import LINES, Example, holds_lines, read_lines
 from edgeprune.errors import InputError
 
 BETWEEN = "\n\f\n"  # passages of a shipped text
@@ -42,7 +42,7 @@ def shipped_kinds(part: Literal["calibration", "evaluation"]) -> dict[str, tuple
     for file in sorted(directory.iterdir(), key=lambda file: file.name):
         name = PurePath(file.name)
         content = file.read_text(encoding="utf-8")
-        found[name.stem] = (_of_lines(content, Path(file.name)) if name.suffix in SUFFIXES
+        found[name.stem] = (_of_lines(content, Path(file.name)) if holds_lines(name)
                             else tuple(content.strip("\n").split(BETWEEN)))
     return found
 
@@ -128,20 +128,20 @@ def _is_text(name: PurePath, file: Path) -> bool:
     if any(part.startswith(".") for part in name.parts):
         return False
     try:
-        file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        text_of(file, "text")
+    except InputError:
         return False
     return True
 
 
 def _passages(file: Path, what: str, *, named: bool) -> tuple[Passage, ...]:
     content = text_of(file, what)
-    if file.suffix not in SUFFIXES:
+    if not holds_lines(file):
         return (content,)
     try:
         return _of_lines(content, file)
     except InputError:
-        if named or file.suffix == LINES:
+        if named or file.suffix.lower() in LINES:
             raise
         return (content,)  # as package.json is
 

@@ -7,20 +7,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from edgeprune.errors import InputError
 
 Example = dict[str, Any]
-LINES = ".jsonl"
-SUFFIXES = frozenset({LINES, ".json"})
+LINES = frozenset({".jsonl", ".ndjson"})
 _NO_JSON = (ValueError, RecursionError)  # the other where it is nested too deeply
 # What a line may hold, and the type of each.
 FORMS: tuple[Mapping[str, type | tuple[type, ...]], ...] = (
     {"messages": list}, {"prompt": (str, list), "completion": (str, list)}, {"text": str})
 FORMS_TEXT = ('each line is {"text": ...}, {"messages": [{"role": ..., "content": ...}, ...]} or '
               '{"prompt": ..., "completion": ...}')
+
+
+def holds_lines(file: PurePath) -> bool:
+    """Tell by its name whether a file holds JSON lines or a JSON array."""
+    return file.suffix.lower() in LINES | {".json"}
 
 
 def read_lines(content: str, file: Path) -> list[Example]:

@@ -24,6 +24,7 @@ from pydantic import Field
 
 from edgeprune.data import text_of
 from edgeprune.data.kinds import Message
+from edgeprune.data.lines import holds_lines
 from edgeprune.errors import InputError
 from edgeprune.quality.reply import reply
 from edgeprune.quality.windows import opened
@@ -185,7 +186,7 @@ def read_prompts(file: Path) -> list[str]:
     for number, line in enumerate(text_of(file, "prompts").splitlines(), 1):
         if not line.strip():
             continue
-        if file.suffix != ".jsonl":
+        if not holds_lines(file):
             found.append(line.strip())
             continue
         try:

@@ -95,6 +95,18 @@ def task_scores(
             for score in _scores(name, results, found["n-samples"])]
 
 
+def named_tasks(option: str | None) -> list[str]:
+    """Return the tasks that are named, joined by commas; their files are looked at.
+
+    Raises:
+        InputError: One of these cannot be read.
+    """
+    tasks = [] if option is None else option.split(",")
+    for task in tasks:
+        _task(task)
+    return tasks
+
+
 def _scores(name: str, results: dict[str, Any], counts: dict[str, Any]) -> list[Score]:
     scores = []
     for key, value in results.items():

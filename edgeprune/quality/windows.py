@@ -104,7 +104,8 @@ def evaluation_kinds(
         seen: What was calibrated or trained on, beside the shipped kinds.
 
     Raises:
-        InputError: It cannot be read, or more than `SHARED` of it was calibrated or trained on.
+        InputError: It cannot be read, or more than `SHARED` of it, or of a shipped kind, was
+            calibrated or trained on.
     """
     users = {} if own is None else users_kind(own, "evaluation text")
     for passages in users.values():
@@ -114,6 +115,10 @@ def evaluation_kinds(
                              got=str(own),
                              remedy="hold some of your text out, and give that to --evaluate")
     shipped = shipped_kinds("evaluation")
+    for name, passages in shipped.items():
+        if seen and (share := share_in(passages, seen)) > SHARED:
+            raise InputError(f"your text holds what edgeprune judges {name} on",
+                             got=f"{share:.0%} of it", remedy="leave that out of your text")
     return tuple(Text(name, passages, fewest=1) for name, passages in (
         *((f"your {name}" if name in shipped else name, found) for name, found in users.items()),
         *shipped.items()))

@@ -15,7 +15,7 @@ from jinja2 import TemplateError
 
 from edgeprune.data import text_of
 from edgeprune.data.kinds import Message, shipped_kinds
-from edgeprune.data.lines import SUFFIXES, Example, read_lines
+from edgeprune.data.lines import Example, holds_lines, read_lines
 from edgeprune.data.spread import spread
 from edgeprune.errors import InputError
 from edgeprune.model.passages import tokens_of
@@ -62,7 +62,7 @@ def read_examples(file: Path | None, tokenizer: Any, n_tokens: int) -> Examples:
                  for example in _windows(tokens_of(splitter, passages), n_tokens)]
         return Examples("the shipped kinds of text", train, [], kinds)
     content = text_of(file, "training text")
-    if file.suffix in SUFFIXES:
+    if holds_lines(file):
         found = read_lines(content, file)
         if "messages" in found[0] and not tokenizer.chat_template:
             raise InputError("the model's tokenizer has no chat template, which messages need",

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from edgeprune.data import text_of
-from edgeprune.data.lines import SUFFIXES, read_lines
+from edgeprune.data.lines import holds_lines, read_lines
 from edgeprune.errors import QualityError, UsageError
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.onnx_formats import is_quantized_onnx
@@ -74,7 +74,7 @@ def training_of(options: Options) -> Training | None:
     check_installed()
     if data is not None:
         content = text_of(data, "training text")
-        if data.suffix in SUFFIXES:
+        if holds_lines(data):
             read_lines(content, data)
     return Training(recipe=recipe, data=data, data_digest=file_digest(data) if data else None)
 

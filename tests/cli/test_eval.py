@@ -51,7 +51,8 @@ def test_what_cannot_be_judged_exits_with_one_line(
     assert_one_line(cli("eval", "tiny"), 6, "no tokenizer")
     assert_one_line(cli("eval", "tiny", "--context", "64", "--stride", "65"), 2, "65", "at most 64")
     assert_one_line(cli("eval", str(spoken_file), "--text", "no.txt"), 6, "no.txt")
-    assert_one_line(cli("eval", str(spoken_file), "--tasks", "no.jsonl"), 6, "no.jsonl")
+    # before the artifact is looked at
+    assert_one_line(cli("eval", "no.gguf", "--tasks", "no.jsonl"), 6, "no.jsonl")
     (tmp_path / "mine.txt").write_text("some text")
     of_mine = ("eval", str(spoken_file), "--evaluate", "mine.txt")
     assert_one_line(cli(*of_mine), 2, "--evaluate", "--against")

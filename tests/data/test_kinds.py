@@ -91,6 +91,23 @@ def test_what_holds_no_text_is_refused(tmp_path: Path, content: str | bytes) -> 
             users_kind(path, "my text")
 
 
+def test_what_is_no_text_is_refused_or_left_out(tmp_path: Path) -> None:
+    (tmp_path / "program").write_bytes(b"\x7fELF\0\0")
+    with pytest.raises(InputError, match="holds NUL bytes"):
+        users_kind(tmp_path / "program", "evaluation text")
+    (tmp_path / "text.txt").write_text("some text")
+    assert users_kind(tmp_path, "evaluation text") == {tmp_path.name: ("some text",)}
+
+
+@pytest.mark.parametrize("name", ["a.JSONL", "a.ndjson", "a.Json"])
+def test_a_file_of_lines_is_known_by_its_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('{"text": "one"}\n{"text": "two"}\n')
+    assert users_kind(tmp_path / name, "evaluation text") == {name: ("one", "two")}
+    (tmp_path / name).write_text('{"txt": "one"}\n')
+    with pytest.raises(InputError, match="line 1: of no known form"):
+        users_kind(tmp_path / name, "evaluation text")
+
+
 def test_what_may_never_end_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InputError, match="is a directory"):

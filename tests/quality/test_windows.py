@@ -46,6 +46,13 @@ def test_the_users_text_is_judged_on_beside_the_shipped_kinds(tmp_path: Path) ->
         evaluation_kinds(tmp_path, calibration_corpus(mine).own_passages)
 
 
+def test_what_edgeprune_judges_on_is_not_learnt_from(tmp_path: Path) -> None:
+    learnt = tmp_path / "mine.txt"
+    learnt.write_text("\n".join(map(str, shipped_kinds("evaluation")["narrative"])))
+    with pytest.raises(InputError, match=r"edgeprune judges narrative on: got '\d+% of it'"):
+        evaluation_kinds(None, passages_of([learnt], "text"))
+
+
 def test_chats_are_compared_whole_and_without_what_the_system_says(tmp_path: Path) -> None:
     def talk(i: int, system: str) -> str:
         said = [("system", system), *(("user" if k % 2 == 0 else "assistant", f"Word {i} {k}?")
