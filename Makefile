@@ -27,7 +27,7 @@ lint: install
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy --cache-dir "$(CACHE)/mypy"
 
-bench: install  ## the figures of the README, measured anew
+bench: install  ## the runs that README and docs show, measured anew
 	$(BIN)/python benchmarks/readme.py --write
 
 audit: install  ## known vulnerabilities of what is installed; needs a network

@@ -1,9 +1,9 @@
-"""Print the README's figures: the main job on this machine and on the emulated ARM machine.
+"""Print the run that the README shows, and that of docs/board.md on the emulated ARM machine.
 
     python benchmarks/readme.py [--write] [--only local]
 
 Runs `edgeprune run smollm2` on both, as a user would, and prints what it printed, with machine and
-date. With --write, the part of README.md between a machine's two markers is replaced by that text.
+date. With --write, the part of the page between a machine's two markers is replaced by that text.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from tests.arm import machine as arm
 
 ROOT = Path(__file__).parent.parent
 LOCAL, ARM = "local", "qemu-arm64"
+PAGES = {LOCAL: ROOT / "README.md", ARM: ROOT / "docs/board.md"}
 TITLES = {LOCAL: "This machine", ARM: "The emulated ARM machine, over SSH"}
 OPTIONS = {LOCAL: ("--budget", "100 tokens < 75%", "--quant", "auto", "--effort", "low",
                    "--profile-seconds", "20"),
@@ -30,8 +31,8 @@ OPTIONS = {LOCAL: ("--budget", "100 tokens < 75%", "--quant", "auto", "--effort"
 
 def main() -> int:
     """Measure, print, and write when asked to."""
-    parser = argparse.ArgumentParser(description="Measure the README's figures.")
-    parser.add_argument("--write", action="store_true", help="replace them in README.md")
+    parser = argparse.ArgumentParser(description="Measure the runs that README and docs show.")
+    parser.add_argument("--write", action="store_true", help="replace them in the pages")
     parser.add_argument("--only", choices=tuple(TITLES), help="measure one machine only")
     arguments = parser.parse_args()
     for target in [arguments.only] if arguments.only else TITLES:
@@ -45,11 +46,11 @@ def main() -> int:
 
 
 def _replace(target: str, text: str) -> None:
-    """Put a section between its markers in README.md."""
-    readme = ROOT / "README.md"
+    """Put a section between its markers in its page."""
+    page = PAGES[target]
     begin, end = (f"<!-- {word} benchmarks/readme.py {target} -->" for word in ("begin", "end"))
-    before, rest = readme.read_text(encoding="utf-8").split(begin)
-    write_text(readme, f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}")
+    before, rest = page.read_text(encoding="utf-8").split(begin)
+    write_text(page, f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}")
 
 
 def _section(target: str, scratch: Path) -> str:
