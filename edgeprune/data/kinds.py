@@ -82,15 +82,18 @@ def passages_of(paths: Iterable[Path], what: str) -> frozenset[Passage]:
                      for passage in found)
 
 
-def share_in(passages: Iterable[Passage], others: Iterable[Passage]) -> float:
-    """Return what share of the text is in other passages, too. Pure.
+def shares_in(kinds: Kinds, others: Iterable[Passage]) -> dict[str, float]:
+    """Return what share of the text of each kind is in other passages, too. Pure.
 
     The largest share: of the text in passages, in long lines, or in runs of words. Case and white
     space, line breaks too, do not count.
     """
-    passages, others = list(passages), list(others)
-    return max(_share(list(cut(passages)), set(cut(others)))
-               for cut in (_plain, _long_lines, _runs))
+    others, shares = list(others), dict.fromkeys(kinds, 0.0)
+    for cut in (_plain, _long_lines, _runs):
+        known = set(cut(others))
+        shares = {kind: max(shares[kind], _share(list(cut(passages)), known))
+                  for kind, passages in kinds.items()}
+    return shares
 
 
 def _share(mine: Sequence[str], known: Collection[str]) -> float:

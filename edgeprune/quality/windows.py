@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from edgeprune.data import shipped_text
-from edgeprune.data.kinds import Message, Passage, share_in, shipped_kinds, users_kind
+from edgeprune.data.kinds import Message, Passage, shares_in, shipped_kinds, users_kind
 from edgeprune.data.spread import spread
 from edgeprune.errors import InputError
 from edgeprune.model.gguf import GgufModel
@@ -107,21 +107,21 @@ def evaluation_kinds(
         InputError: It cannot be read, or more than `SHARED` of it, or of a shipped kind, was
             calibrated or trained on.
     """
-    users = {} if own is None else users_kind(own, "evaluation text")
-    for passages in users.values():
-        learnt = chain(seen, *shipped_kinds("calibration").values())
-        if (share := share_in(passages, learnt)) > SHARED:
+    shipped = shipped_kinds("evaluation")
+    users = {} if own is None else {
+        f"your {name}" if name in shipped else name: passages
+        for name, passages in users_kind(own, "evaluation text").items()}
+    kinds = {**users, **shipped}
+    learnt = chain(seen, *shipped_kinds("calibration").values())
+    for name, share in (shares_in(kinds, learnt) if users or seen else {}).items():
+        if share > SHARED and name in users:
             raise InputError(f"{share:.0%} of the evaluation text is calibrated or trained on, too",
                              got=str(own),
                              remedy="hold some of your text out, and give that to --evaluate")
-    shipped = shipped_kinds("evaluation")
-    for name, passages in shipped.items():
-        if seen and (share := share_in(passages, seen)) > SHARED:
+        if share > SHARED:
             raise InputError(f"your text holds what edgeprune judges {name} on",
                              got=f"{share:.0%} of it", remedy="leave that out of your text")
-    return tuple(Text(name, passages, fewest=1) for name, passages in (
-        *((f"your {name}" if name in shipped else name, found) for name, found in users.items()),
-        *shipped.items()))
+    return tuple(Text(name, passages, fewest=1) for name, passages in kinds.items())
 
 
 def check_length(texts: Iterable[Text], tokenizer: Path) -> None:
