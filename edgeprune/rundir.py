@@ -8,13 +8,13 @@ the stage that it was in.
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from edgeprune.cache import locked
 from edgeprune.records import Record, __version__, digest, write_text
 
 # What a run directory was made for (what has none is not one), what it came to, the pruned model,
@@ -109,13 +109,8 @@ class SharedDirectory(RunDirectory):
         if self._is_ours:
             yield
             return
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w", encoding="utf-8") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self._notify("waiting for another run, which scores the same model")
-                fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(self.path, lambda: self._notify(
+                "waiting for another run, which scores the same model")):
             self._is_ours = True
             try:
                 yield

@@ -11,7 +11,6 @@ here. onnxruntime picks its kernels on the target; its wheel is fetched once for
 from __future__ import annotations
 
 import importlib.util
-import os
 import platform
 import shutil
 import subprocess
@@ -20,7 +19,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from edgeprune.cache import cache_directory
+from edgeprune.cache import cache_directory, locked
 from edgeprune.errors import DeviceError, EdgePruneError
 from edgeprune.model.runtimes import LLAMA_CPP_PYTHON
 from edgeprune.records import digest, file_digest
@@ -89,13 +88,10 @@ def runtime_archive(facts: DeviceFacts, notify: Notify) -> Path:
     check_supported(facts)
     flags = cpu_flags(facts)
     if flags == LIKE_HERE:
-        return _installed()
+        return _installed(notify)
     zig = tool_version("ziglang")
     key = digest(LLAMA_CPP_PYTHON, flags, GLIBC, zig, cmake_arguments(Path("zig"), flags))
-    directory = cache_directory() / "runtimes" / key
-    if not (archives := sorted(directory.glob("*.zip"))):
-        archives = [_assemble(directory, flags, notify)]
-    return archives[0]
+    return _kept(key, notify, lambda work: _assemble(work, flags, notify))
 
 
 def onnx_archive(facts: DeviceFacts, notify: Notify) -> Path:
@@ -146,30 +142,46 @@ def _fetched(
     check_supported(facts)
     minor = ".".join(map(str, _minor(facts)))
     key = digest(packages, facts.architecture, minor, GLIBC, LLAMA_CPP_PYTHON)
-    directory = cache_directory() / "runtimes" / f"{name}-{key}"
-    if archives := sorted(directory.glob("*.zip")):
-        return archives[0]
-    work = directory.with_name(f"{directory.name}.part{os.getpid()}")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
     first = next(package for package in packages if not package.startswith("-"))
-    notify(f"fetching {first} for Python {minor} on {facts.architecture} (once)")
-    argv = [sys.executable, "-m", "pip", "download", "--only-binary", ":all:",
-            "--python-version", minor, "--implementation", "cp", "--dest", str(work)]
-    for floor in range(GLIBC[1], 16, -1):
-        argv += ["--platform", f"manylinux_2_{floor}_{facts.architecture}"]
-    done = subprocess.run([*argv, *packages], capture_output=True, text=True, check=False)
-    if done.returncode:
-        shutil.rmtree(work)
-        raise DeviceError(
-            f"{first} cannot be had for Python {minor} on {facts.architecture}",
-            got=done.stderr.strip().splitlines()[-1:], remedy="is there a network here? else give "
-            "the target another `python`, or take GGUF")
-    for wheel in sorted(work.glob("*.whl")):
-        with zipfile.ZipFile(wheel) as packed:
-            packed.extractall(work / "site", [n for n in packed.namelist() if _is_run(n)])
-    add(work / "site")
-    return _pack(work, directory)
+
+    def fetch(work: Path) -> None:
+        notify(f"fetching {first} for Python {minor} on {facts.architecture} (once)")
+        argv = [sys.executable, "-m", "pip", "download", "--only-binary", ":all:",
+                "--python-version", minor, "--implementation", "cp", "--dest", str(work)]
+        for floor in range(GLIBC[1], 16, -1):
+            argv += ["--platform", f"manylinux_2_{floor}_{facts.architecture}"]
+        done = subprocess.run([*argv, *packages], capture_output=True, text=True, check=False)
+        if done.returncode:
+            shutil.rmtree(work)
+            raise DeviceError(
+                f"{first} cannot be had for Python {minor} on {facts.architecture}",
+                got=done.stderr.strip().splitlines()[-1:], remedy="is there a network here? else "
+                "give the target another `python`, or take GGUF")
+        for wheel in sorted(work.glob("*.whl")):
+            with zipfile.ZipFile(wheel) as packed:
+                packed.extractall(work / "site", [n for n in packed.namelist() if _is_run(n)])
+        add(work / "site")
+
+    return _kept(f"{name}-{key}", notify, fetch)
+
+
+def _kept(name: str, notify: Notify, make: Callable[[Path], None]) -> Path:
+    """Return the zip that the cache has under a name; there is one, whoever asks at the same time.
+
+    Args:
+        name: Of its directory in the cache.
+        notify: Told when another process is waited for, which makes it.
+        make: Fills `site` in an empty directory, when the cache has none.
+    """
+    directory, lock = (cache_directory() / place / name for place in ("runtimes", "locks"))
+    with locked(lock, lambda: notify("waiting for another edgeprune, which makes a runtime")):
+        if archives := sorted(directory.glob("*.zip")):
+            return archives[0]
+        work = directory.with_name(f"{name}.part")
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        make(work)
+        return _pack(work, directory)
 
 
 def _is_run(name: str) -> bool:
@@ -213,42 +225,34 @@ def check_supported(facts: DeviceFacts) -> None:
         )
 
 
-def _assemble(directory: Path, flags: str, notify: Notify) -> Path:
-    """Build the wheel and zip it with what it imports, unpacked as it will lie on the target."""
-    work = directory.with_name(f"{directory.name}.part{os.getpid()}")
-    shutil.rmtree(work, ignore_errors=True)
+def _assemble(work: Path, flags: str, notify: Notify) -> None:
+    """Build the wheel and unpack it beside what it imports, as it will lie on the target."""
     wheel = build_wheel(work, flags, notify)
     with zipfile.ZipFile(wheel) as packed:
         packed.extractall(work / "site", [n for n in packed.namelist() if _is_llama(n)])
-    return _with_extensions(work, directory)
+    shutil.copyfile(_place("typing_extensions"), work / "site/typing_extensions.py")
 
 
-def _installed() -> Path:
+def _installed(notify: Notify) -> Path:
     """Return the zip of the llama-cpp-python that is installed here, made unless it is there."""
     package = _place("llama_cpp").parent
     files = {name: file for file in sorted(package.rglob("*")) if file.is_file()
              and _is_llama(name := str(file.relative_to(package.parent)))}
     key = digest({name: file_digest(file) for name, file in files.items()})
-    directory = cache_directory() / "runtimes" / f"{LIKE_HERE}-{key}"
-    if archives := sorted(directory.glob("*.zip")):
-        return archives[0]
-    work = directory.with_name(f"{directory.name}.part{os.getpid()}")
-    shutil.rmtree(work, ignore_errors=True)
-    for name, file in files.items():
-        (work / "site" / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, work / "site" / name)
-    return _with_extensions(work, directory)
+
+    def copy(work: Path) -> None:
+        for name, file in files.items():
+            (work / "site" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, work / "site" / name)
+        shutil.copyfile(_place("typing_extensions"), work / "site/typing_extensions.py")
+
+    return _kept(f"{LIKE_HERE}-{key}", notify, copy)
 
 
 def _is_llama(name: str) -> bool:
     """Tell whether a file of the package is needed to run models."""
     return name.startswith("llama_cpp/") and "__pycache__" not in name and not name.startswith(
         ("llama_cpp/server", "llama_cpp/include"))
-
-
-def _with_extensions(work: Path, directory: Path) -> Path:
-    shutil.copyfile(_place("typing_extensions"), work / "site/typing_extensions.py")
-    return _pack(work, directory)
 
 
 def _place(module: str) -> Path:

@@ -6,10 +6,13 @@ import os
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 
+from edgeprune.cache import locked
 from edgeprune.errors import DeviceError
 from edgeprune.target.probe import DeviceFacts, facts_of, probe
 from edgeprune.target.runtime import check_supported, cpu_flags, onnx_archive, runtime_archive
@@ -67,6 +70,22 @@ def test_a_target_like_this_machine_gets_what_is_installed_here(
         [sys.executable, "-c", "import llama_cpp; print(llama_cpp.__file__)"], check=True,
         capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path / "site")})
     assert run.stdout.startswith(str(tmp_path))
+
+
+def test_one_process_makes_a_runtime_and_the_others_wait(
+    here: DeviceFacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEPRUNE_CACHE", str(tmp_path))
+    archive = runtime_archive(here, lambda _: None)
+    archive.unlink()
+    said = SimpleQueue[str]()
+    with ThreadPoolExecutor(1) as pool:
+        with locked(tmp_path / "locks" / archive.parent.name, lambda: None):
+            found = pool.submit(runtime_archive, here, said.put)
+            assert "waiting for another edgeprune" in said.get(timeout=60)
+            archive.write_bytes(b"made by the other one")
+        assert found.result() == archive
+    assert archive.read_bytes() == b"made by the other one"
 
 
 @pytest.mark.parametrize(("changes", "named"), [
