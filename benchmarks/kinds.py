@@ -3,6 +3,7 @@
     python benchmarks/kinds.py [--calibrations wikitext,broad] [--cuts NAME,...] [--repaired-only]
                                [--efforts low,medium,high] [--importances obs,energy,...]
                                [--dampings chosen,0.01,...] [--drawings 0,1,2,3]
+                               [--made NAME=CHECKPOINT ...] [--keep DIRECTORY]
 
 SmolLM2, float32: increase of the loss in nats per token over the unpruned model, on windows of 512
 tokens of the shipped evaluation kinds and of the WikiText excerpt. `wikitext` is the shipped
@@ -12,6 +13,8 @@ a layer, by an importance. An effort is an amount of text. A damping is one for 
 `chosen` is one for each, as edgeprune has it; where a damping helps no kind that is left out, the
 weights stay as they are. What is not repaired is chosen by energy, since `obs` counts on repair. A
 drawing takes other windows of the calibration text: its passages begin a quarter later each.
+`--made` judges checkpoints that were made elsewhere, as by an earlier version, `--keep` leaves the
+repaired ones by their names, to be exported.
 """
 
 from __future__ import annotations
@@ -95,6 +98,8 @@ def main() -> int:
     parser.add_argument("--dampings", default=CHOSEN,
                         help=f"{CHOSEN}, or shares of each input's energy, with commas")
     parser.add_argument("--repaired-only", action="store_true", help="leave the others out")
+    parser.add_argument("--made", nargs="*", default=[], metavar="NAME=CHECKPOINT")
+    parser.add_argument("--keep", type=Path, help="where repaired checkpoints are left")
     arguments = parser.parse_args()
     checkpoint = Checkpoint(resolve_model("smollm2")[1])
     texts = evaluation_windows(checkpoint.path)
@@ -103,19 +108,24 @@ def main() -> int:
     print("| cut | calibrated on | drawing | effort | importance | damping | repaired | worst | "
           f"{' | '.join(texts)} | s |")
     print("| :-- | :-- | --: | :-- | :-- | --: | :-- |" + " --: |" * (len(texts) + 2), flush=True)
+
+    def row(name: str, cells: Sequence[str], pruned: Checkpoint, seconds: str) -> None:
+        found = increases(pruned, texts, unpruned)
+        worst = max(loss for kind, loss in found.items() if kind != WIKITEXT)
+        losses = (f"{loss:.3f}" for loss in (worst, *found.values()))
+        print(f"| {' | '.join([name, *cells, *losses, seconds])} |", flush=True)
+
+    for name, made in (one.split("=", 1) for one in arguments.made):
+        row(name, [""] * len(Way().cells), Checkpoint(Path(made)), "")
     for way in _ways(arguments):
         for name in arguments.cuts.split(","):
             if not way.repair and CUTS[name].components:
                 continue  # components are what repair makes of a model
             began = time.monotonic()
             with TemporaryDirectory() as scratch:
-                pruned = cut_by(checkpoint, CUTS[name], way, Path(scratch) / "out")
-                seconds = time.monotonic() - began
-                found = increases(pruned, texts, unpruned)
-            worst = max(loss for kind, loss in found.items() if kind != WIKITEXT)
-            losses = (f"{loss:.3f}" for loss in (worst, *found.values()))
-            cells = [name, *way.cells, *losses, f"{seconds:.0f}"]
-            print(f"| {' | '.join(cells)} |", flush=True)
+                kept = arguments.keep if arguments.keep and way.repair else Path(scratch)
+                pruned = cut_by(checkpoint, CUTS[name], way, kept / name)
+                row(name, way.cells, pruned, f"{time.monotonic() - began:.0f}")
     return 0
 
 
