@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,3 +33,25 @@ def locked(directory: Path, waits: Callable[[], None]) -> Iterator[None]:
             waits()
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def made_once(directory: Path, make: Callable[[Path], None], waits: Callable[[], None]) -> Path:
+    """Return a directory that is made when it is not there, by one process while others wait.
+
+    Args:
+        directory: It appears when it is whole.
+        make: Writes into a directory, which it creates.
+        waits: Called when another process is to be waited for.
+    """
+    if directory.is_dir():
+        return directory
+    with locked(cache_directory() / "locks" / directory.name, waits):
+        part = directory.with_name(f"{directory.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        if not directory.is_dir():
+            try:
+                make(part)
+                part.rename(directory)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+    return directory

@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgeprune.errors import EdgePruneError, InputError, UsageError
+from edgeprune.model.config import read_config
+from edgeprune.model.dequantize import MOST_ENTRIES, dequantize
 from edgeprune.model.shape import LlamaShape, shape_of_config
-from edgeprune.model.source import MOST_ENTRIES, _check_gguf, read_config
 from edgeprune.model.tokenizer import tokenizer_of
 from edgeprune.planning.cost import CostModel
 from edgeprune.planning.greedy import Plan
@@ -96,7 +97,7 @@ def test_a_gguf_header_is_read_or_refused(
     for start, replacement in changes:
         content[start : start + len(replacement)] = replacement
     (tmp_path / "model.gguf").write_bytes(content[:end])
-    _reads_or_refuses(lambda: _check_gguf(tmp_path / "model.gguf"), InputError)
+    _reads_or_refuses(lambda: dequantize(tmp_path / "model.gguf", tmp_path / "out"), InputError)
 
 
 @pytest.mark.parametrize("count", [8, 16])
@@ -107,7 +108,7 @@ def test_a_gguf_header_that_promises_too_much_is_refused_at_once(
     content[count : count + 8] = (MOST_ENTRIES + 1).to_bytes(8, "little")
     (tmp_path / "model.gguf").write_bytes(content)
     with pytest.raises(InputError, match="announces"):
-        _check_gguf(tmp_path / "model.gguf")
+        dequantize(tmp_path / "model.gguf", tmp_path / "out")
 
 
 @pytest.mark.parametrize("change", [

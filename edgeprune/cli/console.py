@@ -26,7 +26,10 @@ MODEL_SUFFIXES = WEIGHT_SUFFIXES | {".json", ".gguf", ".onnx", ".model", ".jinja
 MODEL_TEXTS = {"merges.txt", "vocab.txt"}
 AGAIN_S = 0.05  # after so long an interrupt that could not be raised is given again
 Model = Annotated[str, typer.Argument(
-    help="A Hugging Face directory (safetensors), a .gguf file, or 'smollm2'.")]
+    help="A Hugging Face directory (safetensors), a .gguf file, a model on the Hugging Face Hub "
+    "(org/name or org/name@revision), or 'smollm2'.")]
+Adapter = Annotated[Path | None, typer.Option("--adapter", help=(
+    "The directory of a LoRA adapter, which is merged into the model first (with peft)."))]
 Quant = Annotated[str, typer.Option(
     help="Q4_0, Q4_K_M, Q5_K_M, Q6_K, Q8_0, F16 or F32.")]
 Format = Annotated[str, typer.Option("--format", help=(
@@ -123,7 +126,7 @@ def check_destination(
         UsageError: Something else is there, or one of the models.
     """
     from edgeprune.errors import UsageError
-    from edgeprune.model.source import is_gguf
+    from edgeprune.model.dequantize import is_gguf
     from edgeprune.model.tokenizer import NAME as TOKENIZER
 
     what = "directory" if holds else "file"

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from edgeprune.cli.console import (
+    Adapter,
     AllowLoss,
     Format,
     Model,
@@ -24,6 +25,7 @@ def export(
     model: Model,
     destination: Annotated[Path, typer.Argument(help=(
         "The .gguf file to write, or the directory of an ONNX model."))],
+    adapter: Adapter = None,
     kind: Format = "gguf",
     quant: Quant = DEFAULT_FORMAT,
     allow_quality_loss: AllowLoss = False,
@@ -38,7 +40,6 @@ def export(
     """
     from tempfile import TemporaryDirectory
 
-    from edgeprune.export.artifact import export as export_artifact
     from edgeprune.model.checkpoint import Checkpoint
     from edgeprune.model.onnx_formats import FLOAT, GRAPH, is_onnx, is_quantized_onnx
     from edgeprune.model.quantization import check_format
@@ -46,20 +47,22 @@ def export(
     from edgeprune.model.tokenizer import tokenizer_of
     from edgeprune.quality.evaluate import perplexity
     from edgeprune.quality.loss import check_loss, perplexity_as
+    from edgeprune.quality.verified import export_verified
     from edgeprune.target.measure import model_bytes
 
     quant = check_format(number_format(kind, quant))
     check_destination(destination, Path(model), holds=GRAPH if is_onnx(quant) else None,
                       force=force)
     with progress() as (say, notify):
-        name, directory = resolve_model(model, notify=notify)
+        name, directory = resolve_model(model, adapter, notify=notify)
         checkpoint = Checkpoint(directory)
         destination.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}.") as part:
-            tokenizer = tokenizer_of(directory, Path(part) / "tokenizer.gguf")
+            tokenizer = tokenizer_of(directory, Path(part) / "tokenizer.gguf",
+                                     checkpoint.shape.vocab_size)
             made = Path(part) / destination.name
             notify(f"writing {quant}")
-            export_artifact(checkpoint, tokenizer, made, quant=quant, name=name)
+            export_verified(checkpoint, tokenizer, made, quant=quant, name=name)
             if is_quantized_onnx(quant) and not allow_quality_loss:
                 exact = perplexity_as(checkpoint, tokenizer, FLOAT, Path(part), notify=notify)
                 check_loss(quant, perplexity(made, notify=notify), exact)

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from edgeprune.cli.console import (
+    Adapter,
     AnyQuant,
     AsJson,
     BudgetText,
@@ -43,6 +44,7 @@ def plan(
     model: Model,
     target: TargetName,
     budget: BudgetText,
+    adapter: Adapter = None,
     kind: Format = "gguf",
     quant: AnyQuant = DEFAULT_FORMAT,
     threads: Threads = None,
@@ -75,9 +77,10 @@ def plan(
     from edgeprune.run.options import Options
     from edgeprune.run.pipeline import plan_only
 
-    wanted = Options(model=model, target=target, budget=budget, quant=number_format(kind, quant),
-                     threads=threads, strategy=strategy, importance=importance,
-                     repair=not no_repair, effort=effort_of(effort), calibration=calibration,
+    wanted = Options(model=model, adapter=adapter, target=target, budget=budget,
+                     quant=number_format(kind, quant), threads=threads,
+                     strategy=strategy, importance=importance, repair=not no_repair,
+                     effort=effort_of(effort), calibration=calibration,
                      objective=objective_of(objective),
                      name=name, runs=runs, targets=targets, profiles=profiles,
                      profile_seconds=profile_seconds)

@@ -60,7 +60,7 @@ def recover(
 
     Another: edgeprune recover ./my-pruned --original ./my-llama --method distill-lora
     """
-    from edgeprune.model.source import CONFIG
+    from edgeprune.model.config import CONFIG
     from edgeprune.recovery.recipe import check_installed, recipe_of
     from edgeprune.report.artifacts import pruned_of
     from edgeprune.report.recovery import recovery_lines

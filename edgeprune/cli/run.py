@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from edgeprune.cli.console import (
+    Adapter,
     AllowLoss,
     AnyQuant,
     AsJson,
@@ -41,6 +42,7 @@ def run(
     model: Model,
     target: TargetName,
     budget: BudgetText,
+    adapter: Adapter = None,
     kind: Format = "gguf",
     quant: AnyQuant = DEFAULT_FORMAT,
     threads: Threads = None,
@@ -88,9 +90,10 @@ def run(
     from edgeprune.run.options import Options
     from edgeprune.run.pipeline import run as run_pipeline
 
-    wanted = Options(model=model, target=target, budget=budget, quant=number_format(kind, quant),
-                     threads=threads, strategy=strategy, importance=importance,
-                     repair=not no_repair, effort=effort_of(effort), calibration=calibration,
+    wanted = Options(model=model, adapter=adapter, target=target, budget=budget,
+                     quant=number_format(kind, quant), threads=threads,
+                     strategy=strategy, importance=importance, repair=not no_repair,
+                     effort=effort_of(effort), calibration=calibration,
                      objective=objective_of(objective), evaluate=evaluate,
                      name=name, allow_quality_loss=allow_quality_loss, recover=recover,
                      recover_data=recover_data, judge=judge, judge_model=judge_model,

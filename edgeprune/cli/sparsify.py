@@ -60,7 +60,8 @@ def sparsify(
     where = None if target is None else load_target(target, targets)
 
     from edgeprune.model.checkpoint import Checkpoint
-    from edgeprune.model.source import CONFIG, resolve_model
+    from edgeprune.model.config import CONFIG
+    from edgeprune.model.source import resolve_model
     from edgeprune.model.tokenizer import tokenizer_of
     from edgeprune.records import Verdict
     from edgeprune.sparsity.effect import Models, measure_effect
@@ -79,7 +80,8 @@ def sparsify(
         destination.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(stack.enter_context(TemporaryDirectory(
             prefix=f".{destination.name}-", dir=destination.parent)))
-        tokenizer = tokenizer_of(directory, scratch / "tokenizer.gguf")
+        tokenizer = tokenizer_of(directory, scratch / "tokenizer.gguf",
+                                 checkpoint.shape.vocab_size)
         tokens = calibration_of(recipe, tokenizer, calibration)
         write_sparse(checkpoint, recipe, tokens, destination, notify=notify)
         effect = measure_effect(Models(checkpoint, Checkpoint(destination), tokenizer), recipe,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeprune.errors import EdgePruneError
+from edgeprune.export.finite import check_finite
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.gguf import quiet_llama_cpp
 from edgeprune.model.layout import ROPE_FACTORS, gguf_name, tensor_list_bytes
@@ -42,6 +44,7 @@ FILE_TYPES = {
     "Q6_K": gguf.LlamaFileType.MOSTLY_Q6_K,
     "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
 }
+LARGEST = {"F32": float(np.finfo(np.float32).max), "F16": float(np.finfo(np.float16).max)}
 NUMPY_TYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16)}
 
 
@@ -78,17 +81,16 @@ def write_float(
     checkpoint: Checkpoint, tokenizer: Path | None, path: Path, *, kind: str, name: str
 ) -> None:
     """Stream `checkpoint` into an F32 or F16 GGUF file; norms and biases stay F32."""
-    writer = open_writer(checkpoint.shape, tokenizer, path, quant=kind, name=name)
-    for spec, stored in tensor_types(checkpoint.shape, kind):
-        array = checkpoint.tensor(spec.name).float().numpy()
-        if spec.name.endswith(("q_proj.weight", "q_proj.bias")):
-            array = interleave_rope_rows(array, checkpoint.shape.num_attention_heads)
-        elif spec.name.endswith(("k_proj.weight", "k_proj.bias")):
-            array = interleave_rope_rows(array, checkpoint.shape.num_key_value_heads)
-        writer.write_tensor_data(np.ascontiguousarray(array.astype(NUMPY_TYPES[stored])))
-    if rope_factor_count(checkpoint.shape):
-        writer.write_tensor_data(np.array(rope_factors(checkpoint.shape), dtype=np.float32))
-    writer.close()
+    shape = checkpoint.shape
+    with closing(open_writer(shape, tokenizer, path, quant=kind, name=name)) as writer:
+        for spec, stored in tensor_types(shape, kind):
+            array = checkpoint.tensor(spec.name).float().numpy()
+            check_finite(array, spec.name, LARGEST[stored])
+            if heads := spec.rotary_heads(shape):
+                array = interleave_rope_rows(array, heads)
+            writer.write_tensor_data(np.ascontiguousarray(array.astype(NUMPY_TYPES[stored])))
+        if rope_factor_count(shape):
+            writer.write_tensor_data(np.array(rope_factors(shape), dtype=np.float32))
 
 
 def open_writer(
@@ -101,7 +103,7 @@ def open_writer(
     writer.add_file_type(FILE_TYPES[quant])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _add_shape(writer, shape)
-    add_tokenizer(writer, tokenizer)
+    add_tokenizer(writer, tokenizer, shape.vocab_size)
     for tensor, dims, stored in tensor_table(shape, quant):
         writer.add_tensor_info(tensor, dims, np.dtype(np.float32), stored_bytes(dims, stored),
                                raw_dtype=gguf.GGMLQuantizationType[stored])

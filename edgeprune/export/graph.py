@@ -34,7 +34,7 @@ from edgeprune.model.onnx_formats import (
     is_tied,
     padded,
 )
-from edgeprune.model.shape import LlamaShape, config_of_shape
+from edgeprune.model.shape import LlamaShape
 
 DATA_FILE = "model.onnx.data"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.MatMul.weight"
@@ -86,9 +86,9 @@ def _float_graph(shape: LlamaShape) -> onnx.ModelProto:
     import onnx_ir as ir  # noqa: PLC0415
 
     # rotary scaling is in the numbers of the caches, which are not the builder's
-    entries = config_of_shape(shape.replace(rope_scaling=None), {})
+    plain = shape.replace(rope_scaling=None)
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
-        builder = _builder()(entries)
+        builder = _builder()(plain)
         builder.make_model("")
     graph = builder.model.graph
     for value in graph.initializers.values():
@@ -110,18 +110,18 @@ def _builder() -> Any:
     import onnx_ir as ir  # noqa: PLC0415
     import torch  # noqa: PLC0415
     from onnxruntime_genai.models.builders.llama import LlamaModel  # noqa: PLC0415
-    from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415
+
+    from edgeprune.model.stock import stock_config, weightless_model  # noqa: PLC0415
 
     class Weightless(LlamaModel):  # type: ignore[misc]
-        def __init__(self, entries: dict[str, Any]) -> None:
-            self.config = LlamaConfig(**entries)
+        def __init__(self, shape: LlamaShape) -> None:
+            self.shape, self.config = shape, stock_config(shape)
             options = {"prune_lm_head": True, "shared_embeddings": False, "hf_token": "false",
                        "hf_remote": False}
             super().__init__(self.config, ir.DataType.FLOAT, ir.DataType.FLOAT, "cpu", "", options)
 
         def load_weights(self, input_path: str) -> torch.nn.Module:  # noqa: ARG002
-            with torch.device("meta"):
-                model = LlamaForCausalLM(self.config)
+            model = weightless_model(self.shape)
             for module in model.modules():
                 if isinstance(bias := getattr(module, "bias", None), torch.nn.Parameter):
                     module.bias = torch.nn.Parameter(torch.ones_like(bias, device="cpu"))

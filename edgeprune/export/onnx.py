@@ -16,6 +16,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeprune.export.finite import check_finite
 from edgeprune.export.graph import (
     DATA_FILE,
     HEAD,
@@ -111,7 +112,9 @@ def _rows(checkpoint: Checkpoint, weight: str) -> Iterator[Floats]:
         tensor = checkpoint.tensor(name)
         step = max(1, ROWS_BYTES // (4 * tensor[0].numel()))
         for start in range(0, len(tensor), step):
-            yield tensor[start : start + step].float().numpy()
+            rows = tensor[start : start + step].float().numpy()
+            check_finite(rows, name)
+            yield rows
 
 
 def sources(weight: str, shape: LlamaShape) -> tuple[str, ...]:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
 from edgeprune.errors import InputError
+from edgeprune.model.config import CONFIG, read_config, read_object, refuse_pointer
 from edgeprune.model.shape import shape_of_config
-from edgeprune.model.source import CONFIG, read_config
 from edgeprune.model.tensors import tensor_specs
 from edgeprune.records import file_digest, write_text
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     import torch
 
 SHARD_BYTES = 512 * 1024**2
+UNQUANTIZED = "give the unquantized checkpoint, or a GGUF file, which is dequantized"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+_FLOATS = {"F64", "F32", "F16", "BF16"}  # in the names of safetensors
 # Files that travel with the weights: everything a tokenizer or `generate` reads.
 COMPANIONS = (
     "tokenizer.json",
@@ -70,6 +74,13 @@ class Checkpoint:
         tensor: torch.Tensor = _opened(self._files[name], "pt").get_tensor(name)
         return tensor
 
+    def first_layers(self, count: int) -> Checkpoint:
+        """Return the same checkpoint as if it had no more than its first `count` layers."""
+        found = copy(self)
+        found.shape = self.shape.replace(
+            num_hidden_layers=min(count, self.shape.num_hidden_layers))
+        return found
+
     @property
     def dtype(self) -> torch.dtype:
         """The precision that the matrices of layers are stored in."""
@@ -93,20 +104,31 @@ class Checkpoint:
     def _check(self) -> None:
         for spec in tensor_specs(self.shape):
             if spec.name not in self._files:
-                raise InputError(
-                    f"tensor {spec.name} is missing from {self.path}",
-                    remedy="the checkpoint is incomplete, or is not a plain LlamaForCausalLM",
-                )
+                raise self._missing(spec.name)
             if (found := self.dims(spec.name)) != spec.dims(self.shape):
                 raise InputError(
                     f"tensor {spec.name} should be {spec.dims(self.shape)} by config.json",
                     got=found,
                     remedy="config and weights belong to different models",
                 )
+            if (kind := self._file(spec.name).get_slice(spec.name).get_dtype()) not in _FLOATS:
+                raise InputError(f"tensor {spec.name} of {self.path} is quantized", got=kind,
+                                 remedy=UNQUANTIZED)
+
+    def _missing(self, name: str) -> InputError:
+        """Say why a tensor is not there: its layer's are packed by a quantizer, or it is not."""
+        module = name.removesuffix("weight")
+        if packed := sorted(other for other in self._files if other.startswith(module)):
+            return InputError(f"tensor {name} of {self.path} is quantized",
+                              got=", ".join(packed), remedy=UNQUANTIZED)
+        return InputError(
+            f"tensor {name} is missing from {self.path}",
+            remedy="the checkpoint is incomplete, or is not what its config.json says")
 
 
 def _opened(path: Path, framework: str = "np") -> Any:
     """Open a file of weights; to look at what is in it takes no torch, which is heavy."""
+    refuse_pointer(path)
     try:
         return safe_open(path, framework=framework, device="cpu")
     except (SafetensorError, OSError) as error:
@@ -174,7 +196,7 @@ def _write_shards(
 def _name_shards(directory: Path, shards: list[list[str]], total_bytes: int) -> None:
     """Rename the written shards to their final names; write an index when there are several."""
     if len(shards) == 1:
-        (directory / "shard-0").replace(directory / "model.safetensors")
+        (directory / "shard-0").replace(directory / WEIGHTS)
         return
     weight_map = {}
     for number, names in enumerate(shards):
@@ -182,26 +204,32 @@ def _name_shards(directory: Path, shards: list[list[str]], total_bytes: int) -> 
         (directory / f"shard-{number}").replace(directory / final)
         weight_map.update(dict.fromkeys(names, final))
     index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
-    write_text(directory / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
+    write_text(directory / INDEX, json.dumps(index, indent=2) + "\n")
 
 
 def _index(path: Path) -> dict[str, Path]:
-    """Map tensor names to the files that hold them."""
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            files = {str(name): path / Path(file).name for name, file in weight_map.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{index} is not a safetensors index", got=str(error)) from error
-        if missing := sorted({f.name for f in files.values() if not f.is_file()}):
-            raise InputError(f"weight files named in {index} are missing", got=missing)
-        return files
-    single = path / "model.safetensors"
-    if not single.is_file():
+    """Map tensor names to the files that hold them: of one file, else of those an index names.
+
+    transformers looks in this order, too.
+    """
+    single, index = path / WEIGHTS, path / INDEX
+    if single.is_file():
+        return dict.fromkeys(_opened(single).keys(), single)
+    if not index.is_file():
         raise InputError(
-            f"no model.safetensors or model.safetensors.index.json in {path}",
+            f"no {WEIGHTS} or {INDEX} in {path}",
             remedy="only safetensors weights are read (pickled .bin files never are): save the "
             "model again with save_pretrained",
         )
-    return dict.fromkeys(_opened(single).keys(), single)
+    weight_map = read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{index} is not a safetensors index", got=type(weight_map).__name__)
+    files = {str(name): path / Path(str(file)).name for name, file in weight_map.items()}
+    if missing := sorted({f.name for f in files.values() if not f.is_file()}):
+        raise InputError(f"weight files named in {index} are missing", got=missing,
+                         remedy="download or copy them, too")
+    held = {file: set(_opened(file).keys()) for file in set(files.values())}
+    if absent := sorted(name for name, file in files.items() if name not in held[file]):
+        raise InputError(f"tensors that {index} names are not in their files", got=absent[:3],
+                         remedy="download or copy the files again")
+    return files

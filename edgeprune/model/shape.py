@@ -15,9 +15,15 @@ from edgeprune.errors import InputError
 from edgeprune.records import Record
 
 SUPPORTED = (
-    "supported: model_type 'llama' (Llama 1-3.x, TinyLlama, SmolLM, ...), hidden_act 'silu', "
-    "rope scaling none, 'linear' or 'llama3'"
+    "supported: model_type 'llama' (Llama 1-3.x, TinyLlama, SmolLM, ...) and 'mistral' without a "
+    "sliding window, hidden_act 'silu', rope scaling none, 'linear' or 'llama3'"
 )
+# Families of the same equations: what transformers takes for an entry that a config leaves out.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"num_key_value_heads": 8, "max_position_embeddings": 4096 * 32},
+}
+_ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
 
 
 class RopeScaling(Record):
@@ -117,10 +123,9 @@ def shape_of_config(config: Mapping[str, Any], *, where: str = "config.json") ->
 
 def _entries(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return a shape's fields as a config tells them, or implies."""
-    rope = _rope(config, where)
-    heads = config.get("num_attention_heads")
-    known = {name: config[name] for name in LlamaShape.model_fields if config.get(name) is not None}
-    known.update(rope)
+    heads, given = config.get("num_attention_heads"), {**_DEFAULTS[config["model_type"]], **config}
+    known = {name: given[name] for name in LlamaShape.model_fields if given.get(name) is not None}
+    known.update(_rope(config, where))
     known.setdefault("num_key_value_heads", heads)
     if "head_dim" not in known and heads and config.get("hidden_size"):
         known["head_dim"] = config["hidden_size"] // heads
@@ -129,19 +134,20 @@ def _entries(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def _refuse_unsupported(config: Mapping[str, Any], where: str) -> None:
     kind = config.get("model_type")
-    if kind != "llama":
+    if kind not in _DEFAULTS:
         named = ", ".join(config.get("architectures") or []) or "no architecture named"
         raise InputError(
             f"{where}: unsupported model_type ({named})", got=kind, remedy=SUPPORTED
         )
     if (activation := config.get("hidden_act", "silu")) != "silu":
         raise InputError(f"{where}: unsupported hidden_act", got=activation, remedy=SUPPORTED)
-    if config.get("quantization_config"):
-        raise InputError(
-            f"{where}: the weights are already quantized",
-            got=config["quantization_config"].get("quant_method"),
-            remedy="give the unquantized checkpoint, or a GGUF file, which is dequantized",
-        )
+    window = config.get("sliding_window", 4096 if kind == "mistral" else None)
+    context = config.get("max_position_embeddings") or 4096 * 32
+    if kind == "mistral" and window is not None and window < context:
+        raise InputError(f"{where}: a sliding window that is shorter than the context",
+                         got=f"{window} of {context} tokens",
+                         remedy=f"a window is supported where it covers the context: set "
+                         f"max_position_embeddings to {window}")
 
 
 def _rope(config: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -150,6 +156,10 @@ def _rope(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     scaling = dict(config.get("rope_scaling") or parameters)
     theta = parameters.get("rope_theta", config.get("rope_theta", 10000.0))
     kind = scaling.get("rope_type", scaling.get("type", "default"))
+    share = parameters.get("partial_rotary_factor", config.get("partial_rotary_factor"))
+    if share not in {None, 1}:
+        raise InputError(f"{where}: a rotary embedding of a part of each head", got=share,
+                         remedy=SUPPORTED)
     if kind in {None, "default"}:
         return {"rope_theta": theta, "rope_scaling": None}
     if kind not in {"linear", "llama3"}:
@@ -161,14 +171,22 @@ def _rope(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 def config_of_shape(shape: LlamaShape, base: Mapping[str, Any]) -> dict[str, Any]:
     """Return `base` with the entries that fix `shape` written out, `head_dim` included.
 
-    The result is what stock `LlamaForCausalLM` reads (transformers 4.57 names).
+    The result is what stock transformers reads, 4.57 and 5. A `LlamaConfig` of 5 takes no
+    hidden_size that is not a multiple of the heads, though head_dim is given: such a shape is
+    written as a Mistral without a sliding window, which computes the same.
     """
     entries = shape.model_dump()
     scaling = shape.rope_scaling
     entries["rope_scaling"] = None if scaling is None else _scaling_entries(scaling)
-    dropped = {"rope_parameters", "pretraining_tp", "_name_or_path"}
+    dropped = {"rope_parameters", "pretraining_tp", "_name_or_path", "quantization_config",
+               "sliding_window", "layer_types", "auto_map"}
     kept = {key: value for key, value in base.items() if key not in dropped}
-    return {**kept, "model_type": "llama", "architectures": ["LlamaForCausalLM"], **entries}
+    has_bias = shape.attention_bias or shape.mlp_bias
+    odd = shape.hidden_size % shape.num_attention_heads and not has_bias
+    kind = "mistral" if odd else "llama"
+    window = {"sliding_window": None} if kind == "mistral" else {}
+    return {**kept, "model_type": kind, "architectures": [_ARCHITECTURES[kind]], **window,
+            **entries}
 
 
 def _scaling_entries(scaling: RopeScaling) -> dict[str, Any]:

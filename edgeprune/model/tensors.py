@@ -50,6 +50,12 @@ class TensorSpec:
         """Its name within its layer; outside of all layers, its name."""
         return self.name.removeprefix(f"model.layers.{self.layer}.")
 
+    def rotary_heads(self, shape: LlamaShape) -> int:
+        """Return how many heads' rows it holds that are rotated; 0 when none are."""
+        if self.within.startswith("self_attn.q_proj."):
+            return shape.num_attention_heads
+        return shape.num_key_value_heads if self.within.startswith("self_attn.k_proj.") else 0
+
     def dims(self, shape: LlamaShape) -> tuple[int, ...]:
         """Return the tensor's dimensions in `shape`."""
         return tuple(axis.size(shape) for axis in self.axes)

@@ -15,16 +15,30 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gguf
 
 from edgeprune.errors import MALFORMED, InputError
+from edgeprune.model.config import refuse_pointer
 from edgeprune.model.gguf import GgufModel
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 log = logging.getLogger(__name__)
 NAME = "tokenizer.gguf"
-BPE_PRE_TOKENIZERS = ("llama-bpe", "smollm", "gpt-2", "default", "tekken", "starcoder", "qwen2")
+TOKENS, SCORES, TYPES = (
+    f"tokenizer.ggml.{name}" for name in ("tokens", "scores", "token_type"))
+# llama.cpp's names of pre-tokenizers, one for each way to split text; the most usual ones first
+BPE_PRE_TOKENIZERS = (
+    "llama-bpe", "smollm", "gpt-2", "default", "tekken", "starcoder", "qwen2", "gpt-4o",
+    "deepseek-llm", "deepseek-coder", "deepseek-v3", "falcon", "mpt", "refact", "command-r",
+    "qwen35", "stablelm2", "olmo", "dbrx", "smaug-bpe", "poro-chat", "chatglm-bpe", "viking",
+    "jais", "jais-2", "codeshell", "bloom", "gpt3-finnish", "exaone", "exaone-moe", "chameleon",
+    "minerva-7b", "superbpe", "trillion", "granite-docling", "bailingmoe", "seed-coder", "hunyuan",
+    "hunyuan-dense", "youtu", "grok-2", "afmoe", "minimax-m2", "solar-open",
+)
 MOST_TOKENS = 2**22  # vocabularies have some hundred thousand
 TRAPS = (
     "Hello world, it's 3 o'clock; I'VE 12345 or 1,234.50 reasons - they'll  say\n\n\n  indented\t"
@@ -33,19 +47,48 @@ TRAPS = (
 )
 
 
-def tokenizer_of(directory: Path, destination: Path) -> Path | None:
+def tokenizer_of(
+    directory: Path, destination: Path, vocab_size: int | None = None
+) -> Path | None:
     """Return a `tokenizer.gguf` for a checkpoint, made at `destination` when it has none.
 
     Args:
         directory: The checkpoint directory.
         destination: Where a new file is written.
+        vocab_size: Rows of the model's embedding; None does not look at it.
 
     Returns:
         The path, or None when the directory has no tokenizer at all.
 
     Raises:
-        InputError: llama.cpp has no tokenizer that agrees with this one.
+        InputError: llama.cpp has no tokenizer that agrees with this one, or it has tokens that the
+            embedding has no row for.
     """
+    made = _found_or_made(directory, destination)
+    if made is not None and vocab_size is not None and (count := token_count(made)) > vocab_size:
+        raise InputError(
+            f"the tokenizer of {directory} has more tokens than the model's vocab_size",
+            got=f"{count} tokens, {vocab_size} rows in the embedding",
+            remedy="take the tokenizer that came with these weights, or resize the embedding: "
+            "model.resize_token_embeddings(len(tokenizer))")
+    return made
+
+
+def token_count(file: Path) -> int:
+    """Return how many tokens the tokenizer of a GGUF file has; 0 when it has none.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
+    try:
+        field = gguf.GGUFReader(file).fields.get(TOKENS)
+    except MALFORMED as error:
+        raise InputError(f"{file} is not a readable GGUF file ({str(error)[:200]})",
+                         remedy="put a whole one there, or none") from error
+    return 0 if field is None else len(field.data)
+
+
+def _found_or_made(directory: Path, destination: Path) -> Path | None:
     if (directory / NAME).is_file():
         return directory / NAME
     if not (directory / "tokenizer.json").is_file():
@@ -64,16 +107,32 @@ def copy_gguf_tokenizer(source: Path, destination: Path) -> None:
     _write(destination, lambda writer: add_tokenizer(writer, source))
 
 
-def add_tokenizer(writer: gguf.GGUFWriter, source: Path | None) -> None:
-    """Add the tokenizer of the GGUF file `source` to `writer`; None adds "no vocabulary"."""
+def add_tokenizer(
+    writer: gguf.GGUFWriter, source: Path | None, vocab_size: int | None = None
+) -> None:
+    """Add the tokenizer of the GGUF file `source` to `writer`.
+
+    Args:
+        writer: Of the new file.
+        source: None adds "no vocabulary".
+        vocab_size: Rows of the embedding: for those without a token there are unused ones, as
+            llama.cpp's converter pads the list; None pads nothing.
+    """
     if source is None:
         writer.add_tokenizer_model("none")
         return
-    for field in gguf.GGUFReader(source).fields.values():
+    fields = gguf.GGUFReader(source).fields
+    count = len(fields[TOKENS].data) if TOKENS in fields else 0
+    unused = range(count, vocab_size or count)
+    padding = {TOKENS: [f"[PAD{i}]" for i in unused], SCORES: [-1000.0 for _ in unused],
+               TYPES: [int(gguf.TokenType.UNUSED) for _ in unused]}
+    for field in fields.values():
         if field.name.startswith("tokenizer."):
             kind = field.types[0]
             inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-            writer.add_key_value(field.name, field.contents(), kind, sub_type=inner)
+            content = field.contents()
+            writer.add_key_value(field.name, content + padding.get(field.name, []) if inner
+                                 is not None else content, kind, sub_type=inner)
 
 
 def _write(path: Path, fill: Callable[[gguf.GGUFWriter], None]) -> None:
@@ -88,37 +147,54 @@ def _write(path: Path, fill: Callable[[gguf.GGUFWriter], None]) -> None:
 
 
 def _from_hugging_face(directory: Path, destination: Path) -> None:
-    from transformers import AutoTokenizer  # noqa: PLC0415 - heavy, only needed here
+    """Find the tokenizer of llama.cpp that agrees with `tokenizer.json`.
 
-    _check_parses(directory)
+    That file alone says how text is split. What stands beside it is read for special tokens and
+    the chat template, in whatever way the generations of transformers write them.
+    """
+    tokenizer = _opened(directory)
     try:
         description = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        expected = tokenizer.encode(TRAPS, add_special_tokens=False)
+        expected = tokenizer.encode(TRAPS, add_special_tokens=False).ids
         candidates = list(_candidates(directory, description, tokenizer))
-    except MALFORMED as error:
-        raise _unreadable(directory, error) from error
-    for name, fill in candidates:
-        _write(destination, fill)
-        with GgufModel(destination, vocab_only=True) as model:
-            if model.tokenize(TRAPS) == expected:
+        for name, fill in candidates:
+            _write(destination, fill)
+            if _split(destination, TRAPS) == expected:
                 log.info("tokenizer of %s matches llama.cpp's %s", directory, name)
                 return
+    except MALFORMED as error:
+        destination.unlink(missing_ok=True)
+        raise _unreadable(directory, error) from error
     destination.unlink(missing_ok=True)
     raise InputError(
         f"llama.cpp has no tokenizer that splits text as {directory}/tokenizer.json does",
-        got=f"{description.get('model', {}).get('type')} tokenizer",
-        remedy=f"tried {', '.join(BPE_PRE_TOKENIZERS)} and SentencePiece; "
+        got=f"{(description.get('model') or {}).get('type')} tokenizer",
+        remedy=f"tried SentencePiece and {len(BPE_PRE_TOKENIZERS)} pre-tokenizers of llama.cpp; "
         f"put a {NAME} made from a known-good GGUF of this model into the directory",
     )
 
 
-def _check_parses(directory: Path) -> None:
-    """Refuse a tokenizer.json that the library `tokenizers` cannot read."""
+def _split(file: Path, text: str) -> list[int] | None:
+    """Return the tokens of a text; None when llama.cpp refuses the tokenizer."""
+    try:
+        with GgufModel(file, vocab_only=True) as model:
+            return model.tokenize(text)
+    except InputError as error:
+        log.debug("%s", error)
+        return None
+
+
+def _opened(directory: Path) -> Tokenizer:
+    """Open a tokenizer.json.
+
+    Raises:
+        InputError: The library `tokenizers` cannot read it.
+    """
     from tokenizers import Tokenizer  # noqa: PLC0415 - heavy, only needed here
 
+    refuse_pointer(directory / "tokenizer.json")
     try:
-        Tokenizer.from_file(str(directory / "tokenizer.json"))
+        return Tokenizer.from_file(str(directory / "tokenizer.json"))
     except Exception as error:  # it raises no class of its own, but just that
         raise _unreadable(directory, error) from error
 
@@ -126,11 +202,19 @@ def _check_parses(directory: Path) -> None:
 def _unreadable(directory: Path, error: Exception) -> InputError:
     said = " ".join(str(error).split())[:200]
     return InputError(f"the tokenizer of {directory} cannot be read ({said})",
-                      remedy="copy or download tokenizer.json and tokenizer_config.json again")
+                      remedy="copy or download tokenizer.json and what is beside it again")
+
+
+class _Special(gguf.SpecialVocab):  # type: ignore[misc]
+    """The special tokens that the files of a checkpoint name; a number below zero names none."""
+
+    def _set_special_token(self, typ: str, tid: Any) -> None:
+        if isinstance(tid, int) and tid >= 0:
+            super()._set_special_token(typ, tid)
 
 
 def _candidates(
-    directory: Path, description: dict[str, Any], tokenizer: Any
+    directory: Path, description: dict[str, Any], tokenizer: Tokenizer
 ) -> Iterator[tuple[str, Callable[[gguf.GGUFWriter], None]]]:
     model = description.get("model", {})
     if model.get("type") != "BPE":
@@ -139,7 +223,7 @@ def _candidates(
     # llama.cpp's SentencePiece ends the process when it misses a byte's token
     sentencepiece = model.get("byte_fallback") and all(
         f"<0x{byte:02X}>" in tokens for byte in range(256))
-    special = gguf.SpecialVocab(directory, load_merges=not sentencepiece)
+    special = _Special(directory, load_merges=not sentencepiece, n_vocab=len(tokens))
 
     def fill(writer: gguf.GGUFWriter, kind: str, pre: str, extra: Iterable[float]) -> None:
         writer.add_tokenizer_model(kind)
@@ -166,10 +250,10 @@ def _candidates(
         yield pre, bpe
 
 
-def _tokens(tokenizer: Any) -> tuple[list[str], list[int]]:
+def _tokens(tokenizer: Tokenizer) -> tuple[list[str], list[int]]:
     """Return the tokens by id and their GGUF types."""
-    by_id = {i: token for token, i in tokenizer.get_vocab().items()}
-    added = tokenizer.added_tokens_decoder
+    by_id = {i: token for token, i in tokenizer.get_vocab(with_added_tokens=True).items()}
+    added = tokenizer.get_added_tokens_decoder()
     if max(by_id) >= MOST_TOKENS:
         raise ValueError(f"token {by_id[max(by_id)]!r} has the number {max(by_id)}")
     tokens, types = [], []

@@ -2,8 +2,7 @@
 
 In: a checkpoint and a format. Out: perplexities on the evaluation text, of an artifact in that
 format and of the same model's float32 graph; a refusal with the figure where they are too far
-apart. The float32 graph itself is held against transformers: logits of a prompt, and of a decode
-step with the KV cache.
+apart.
 """
 
 from __future__ import annotations
@@ -12,23 +11,20 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 import psutil
 
 from edgeprune.errors import EdgePruneError, InputError, QualityError
-from edgeprune.export.artifact import artifact_name, export
+from edgeprune.export.artifact import artifact_name
 from edgeprune.model.checkpoint import Checkpoint
-from edgeprune.model.onnx import OnnxModel
-from edgeprune.model.onnx_formats import FLOAT, GRAPH
+from edgeprune.model.onnx_formats import FLOAT
 from edgeprune.model.quantization import tensor_bytes
 from edgeprune.quality.evaluate import perplexity
 from edgeprune.quality.results import Quality
+from edgeprune.quality.verified import export_verified
 
 MOST_LOSS = 0.03  # share of perplexity, beyond the float32 graph's
 ALLOW = "--allow-quality-loss deploys it all the same"
 FLOAT_RAM = 1.25  # bytes of RAM for each byte of a float32 graph (benchmarks/formats.py: 1.13)
-PARITY = 1e-3  # by so much of the largest logit may the float32 graph's differ from transformers'
-PROBE = 16  # tokens that they are compared on
 
 
 def perplexity_as(
@@ -46,7 +42,7 @@ def perplexity_as(
 
     Raises:
         EdgePruneError: The float32 graph does not fit this machine's RAM, or computes something
-            else than transformers.
+            else than the checkpoint.
         InputError: The model has no tokenizer.
     """
     if tokenizer is None:
@@ -61,40 +57,8 @@ def perplexity_as(
     with TemporaryDirectory(dir=scratch) as directory:
         artifact = Path(directory) / artifact_name("model", quant)
         notify(f"writing {quant}")
-        export(checkpoint, tokenizer, artifact, quant=quant, name="model")
-        if quant == FLOAT:
-            notify("holding the graph against transformers")
-            check_parity(checkpoint, artifact)
+        export_verified(checkpoint, tokenizer, artifact, quant=quant, name="model")
         return perplexity(artifact, notify=notify)
-
-
-def check_parity(checkpoint: Checkpoint, artifact: Path) -> None:
-    """Hold a float32 graph against transformers: a prompt, and a decode step after it.
-
-    Raises:
-        EdgePruneError: Their logits differ by more than `PARITY` of the largest.
-    """
-    import torch  # noqa: PLC0415
-    from transformers import LlamaForCausalLM  # noqa: PLC0415
-
-    from edgeprune.on_target.engine_onnx import Engine  # noqa: PLC0415
-
-    tokens = np.random.default_rng(0).integers(0, checkpoint.shape.vocab_size, PROBE).tolist()
-    model = LlamaForCausalLM.from_pretrained(checkpoint.path, dtype=torch.float32)
-    with torch.inference_mode():
-        theirs = model(torch.tensor([tokens])).logits[0].numpy()
-    del model
-    with OnnxModel(artifact) as opened:
-        prompt = opened.logits(tokens)
-    engine = Engine({"path": str(artifact / GRAPH), "threads": 1, "n_prompt": PROBE,
-                     "n_new": 1}, artifact)
-    engine.evaluate(np.array([tokens[:-1]], dtype=np.int64))
-    step = engine.evaluate(np.array([tokens[-1:]], dtype=np.int64))
-    off = max(np.abs(prompt - theirs).max(), np.abs(step - theirs[-1]).max())
-    if not off <= PARITY * np.abs(theirs).max():
-        raise EdgePruneError(
-            f"the ONNX graph of {checkpoint.path} computes something else than transformers",
-            got=f"logits {off:.2g} off, of {np.abs(theirs).max():.2g}")
 
 
 def loss_of(quantized: Quality, exact: Quality) -> float:

@@ -203,7 +203,8 @@ class Prediction(NamedTuple):
 
 @contextmanager
 def opened(
-    path: Path, threads: int | None = None, context: int = STANDARD.context
+    path: Path, threads: int | None = None, context: int = STANDARD.context, *,
+    exact: bool = False,
 ) -> Iterator[Predictor]:
     """Open an artifact: a GGUF file, or the directory of an ONNX model.
 
@@ -211,6 +212,7 @@ def opened(
         path: The artifact.
         threads: CPU threads; `threads_for` tells how many by default.
         context: Most tokens that it sees at once.
+        exact: Keep keys and values of a GGUF file in F32, for comparisons.
 
     Raises:
         InputError: Its runtime refuses it.
@@ -222,7 +224,7 @@ def opened(
         with OnnxModel(path, threads=threads) as model:
             yield model
     else:
-        with GgufModel(path, n_ctx=context, threads=threads) as model:
+        with GgufModel(path, n_ctx=context, threads=threads, exact=exact) as model:
             yield model
 
 

@@ -14,11 +14,12 @@ from statistics import fmean
 import psutil
 import torch
 from peft import PeftModel
-from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from edgeprune.errors import InputError, UsageError
 from edgeprune.model.checkpoint import Checkpoint, write_checkpoint
 from edgeprune.model.shape import LlamaShape
+from edgeprune.model.stock import stock_model, stock_tokenizer
 from edgeprune.model.tensors import tensor_specs
 from edgeprune.records import digest, file_digest
 from edgeprune.recovery.held_out import Labelled, cross_entropy, n_predicted
@@ -62,7 +63,7 @@ def recover(
     student = Checkpoint(pruned.path)
     original = None if pruned.original is None else Checkpoint(pruned.original)
     teacher = _teacher(recipe, student, original, pruned.layers)
-    tokenizer = _tokenizer(pruned.path)
+    tokenizer = _tokenizer(student)
     examples = read_examples(data, tokenizer, recipe.n_tokens)
     notify("hashing the weights")
     key = digest(recipe, student.digest(), original.digest() if original else None,
@@ -97,7 +98,7 @@ def check_text(model: Path, recipe: Recipe, data: Path | None) -> None:
         InputError: It holds too little, or the model's tokenizer cannot take it.
     """
     quiet()
-    tokenizer = _tokenizer(model)
+    tokenizer = _tokenizer(Checkpoint(model))
     if data is not None:
         read_examples(data, tokenizer, recipe.n_tokens)
 
@@ -152,15 +153,11 @@ def _teacher(
     return Teacher(original.path, layers or ())
 
 
-def _tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    if not (directory / "tokenizer.json").is_file():
-        raise InputError("training needs the model's tokenizer.json", got=str(directory),
-                         remedy="copy it from the unpruned model")
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        directory, local_files_only=True)
+def _tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+    tokenizer = stock_tokenizer(checkpoint)
     if tokenizer.pad_token is None and tokenizer.eos_token is None:
         raise InputError("the model's tokenizer names neither a padding nor an end token",
-                         got=str(directory), remedy="complete its tokenizer_config.json")
+                         got=str(checkpoint.path), remedy="complete its tokenizer_config.json")
     return tokenizer
 
 
@@ -188,7 +185,7 @@ def _write(
     """Write the trained weights as the pruned model's were: config, precision, companions."""
     directory = trained.directory
     if recipe.rank:
-        model = LlamaForCausalLM.from_pretrained(student.path, dtype=torch.float32)
+        model = stock_model(student, torch.float32)
         merged = PeftModel.from_pretrained(model, str(directory)).merge_and_unload()
         directory = work / MERGED
         merged.save_pretrained(directory)

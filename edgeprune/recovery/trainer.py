@@ -24,7 +24,6 @@ from datasets import Dataset
 from peft import LoraConfig
 from torch import Tensor
 from transformers import (
-    LlamaForCausalLM,
     PreTrainedTokenizerBase,
     TrainerCallback,
     TrainerControl,
@@ -35,6 +34,8 @@ from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from edgeprune.errors import InputError
+from edgeprune.model.checkpoint import Checkpoint
+from edgeprune.model.stock import stock_model
 from edgeprune.pruning.forward import multiplies_bfloat16
 from edgeprune.recovery.held_out import UNLABELLED
 from edgeprune.recovery.losses import state_error, summed_loss
@@ -125,7 +126,7 @@ def train(
     arguments.gradient_accumulation_steps = recipe.accumulation(arguments.world_size)
     with arguments.main_process_first(local=False):
         newest = _newest_checkpoint(work, key)
-    model = LlamaForCausalLM.from_pretrained(models.student, dtype=torch.float32)
+    model = stock_model(Checkpoint(models.student), torch.float32)
     try:
         trainer = (_Distiller if recipe.method is Method.DISTILL else SFTTrainer)(
             model=model, args=arguments, processing_class=models.tokenizer,
@@ -209,7 +210,7 @@ class _Distiller(SFTTrainer):  # type: ignore[misc]
     def learn_from(self, teacher: Teacher, recipe: Recipe) -> None:
         """Name what is learnt from."""
         dtype = torch.bfloat16 if self.args.bf16 else torch.float32
-        model = LlamaForCausalLM.from_pretrained(teacher.path, dtype=dtype).eval()
+        model = stock_model(Checkpoint(teacher.path), dtype).eval()
         model.requires_grad_(requires_grad=False)
         self._teacher = self.accelerator.prepare_model(model, evaluation_mode=True)
         # hidden_states[i + 1] is what layer i puts out; the last one's is normed, and left to KL

@@ -12,12 +12,14 @@ from typing import NamedTuple
 
 from edgeprune.data.kinds import Passage, passages_of
 from edgeprune.errors import InputError
-from edgeprune.export.artifact import artifact_name, export
+from edgeprune.export.artifact import artifact_name
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import kept_layers
+from edgeprune.model.dequantize import is_gguf
 from edgeprune.model.onnx_formats import GRAPH
-from edgeprune.model.source import is_gguf, resolve_model
+from edgeprune.model.source import resolve_model
 from edgeprune.model.tokenizer import NAME, tokenizer_of
+from edgeprune.quality.verified import export_verified
 from edgeprune.recovery.recipe import Pruned
 from edgeprune.report.outcome import Outcome
 from edgeprune.rundir import MODEL, OUTCOME, RECOVERED, REQUEST
@@ -168,8 +170,9 @@ def artifact_of(
     scratch.mkdir(parents=True, exist_ok=True)
     made = scratch / artifact_name(name, EXACT)
     notify(f"writing {name} as {EXACT}")
-    export(Checkpoint(directory), tokenizer_of(directory, scratch / NAME), made, quant=EXACT,
-           name=name)
+    checkpoint = Checkpoint(directory)
+    tokenizer = tokenizer_of(directory, scratch / NAME, checkpoint.shape.vocab_size)
+    export_verified(checkpoint, tokenizer, made, quant=EXACT, name=name)
     return made
 
 

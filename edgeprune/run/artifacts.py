@@ -9,12 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeprune.export.artifact import artifact_name, export, metadata_bytes
+from edgeprune.export.artifact import artifact_name, metadata_bytes
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape
 from edgeprune.planning.demand import Demand
 from edgeprune.planning.greedy import Plan
+from edgeprune.quality.verified import export_verified
 from edgeprune.records import digest
 from edgeprune.recovery.recipe import Recovered, Training
 from edgeprune.run.weights import RECOVERY, Weights
@@ -109,4 +110,5 @@ class Artifacts:
     def export(self, checkpoint: Checkpoint, path: Path, quant: str) -> None:
         """Write a model of this run in a number format."""
         self.weights.notify(f"writing {self.weights.name} as {quant}")
-        export(checkpoint, self.weights.tokenizer, path, quant=quant, name=self.weights.name)
+        export_verified(checkpoint, self.weights.tokenizer, path, quant=quant,
+                        name=self.weights.name)

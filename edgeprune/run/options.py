@@ -17,7 +17,8 @@ class Options(Record):
     """What the user asked for.
 
     Attributes:
-        model: `smollm2`, a checkpoint directory or a GGUF file.
+        model: `smollm2`, a checkpoint directory, a GGUF file or a name on the Hub.
+        adapter: Directory of a LoRA adapter that is merged into it.
         target: Name of a target.
         budget: In the grammar of `edgeprune.planning.budget`, or the path of a TOML file.
         quant: Number format, one of `edgeprune.model.quantization.FORMATS`, or `auto`.
@@ -70,3 +71,4 @@ class Options(Record):
     targets: Path = Path("targets")
     profiles: Path = Path("profiles")
     profile_seconds: float | None = None
+    adapter: Path | None = None

@@ -119,7 +119,7 @@ def _begun(options: Options, say: Say, notify: Say) -> Iterator[tuple[Parts, Bud
     evaluation = evaluation_kinds(options.evaluate, calibration.own_passages | passages_of(
         filter(None, [options.recover_data]), "training text"))
     target = load_target(options.target, options.targets)
-    name, directory = resolve_model(options.model, notify=notify)
+    name, directory = resolve_model(options.model, options.adapter, notify=notify)
     checkpoint = Checkpoint(directory)
     if (longest := checkpoint.shape.max_position_embeddings) < budget.n_ctx:
         raise UsageError(f"the budget needs a context of {budget.n_ctx} tokens, the model was made "

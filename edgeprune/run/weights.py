@@ -57,7 +57,8 @@ class Weights:
     @cached_property
     def tokenizer(self) -> Path | None:
         """The tokenizer that is deployed; None when the model has none."""
-        return tokenizer_of(self.checkpoint.path, self.run.path / "tokenizer.gguf")
+        return tokenizer_of(self.checkpoint.path, self.run.path / "tokenizer.gguf",
+                            self.checkpoint.shape.vocab_size)
 
     @cached_property
     def key(self) -> str:

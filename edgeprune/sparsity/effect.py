@@ -13,10 +13,11 @@ from typing import NamedTuple
 import gguf
 import numpy as np
 
-from edgeprune.export.gguf import export_gguf, interleave_rope_rows
+from edgeprune.export.gguf import interleave_rope_rows
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.layout import gguf_name
 from edgeprune.quality.evaluate import perplexity
+from edgeprune.quality.verified import export_verified
 from edgeprune.records import Record
 from edgeprune.sparsity.recipe import Recipe, sparse_matrices
 from edgeprune.target.interval import Interval, ratio_interval
@@ -123,7 +124,7 @@ def measure_effect(
     for name, checkpoint in (("dense", models.dense), ("sparse", models.sparse)):
         notify(f"writing the {name} model as {quant} GGUF")
         files.append(scratch / f"{name}-{quant}.gguf")
-        export_gguf(checkpoint, models.tokenizer, files[-1], quant=quant, name=name)
+        export_verified(checkpoint, models.tokenizer, files[-1], quant=quant, name=name)
     notify("counting zeros")
     matrices = tuple(count_zeros(models.sparse, files[1]))
     n_zeros = sum(matrix.n_zeros for matrix in matrices)
@@ -156,10 +157,8 @@ def count_zeros(sparse: Checkpoint, artifact: Path) -> Iterator[MatrixZeros]:
     for layer in range(shape.num_hidden_layers):
         for spec in sparse_matrices(shape, layer):
             zeros = sparse.tensor(spec.name).float().numpy() == 0
-            if spec.name.endswith("q_proj.weight"):
-                zeros = interleave_rope_rows(zeros, shape.num_attention_heads)
-            elif spec.name.endswith("k_proj.weight"):
-                zeros = interleave_rope_rows(zeros, shape.num_key_value_heads)
+            if heads := spec.rotary_heads(shape):
+                zeros = interleave_rope_rows(zeros, heads)
             tensor = stored[gguf_name(spec.name)]
             values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
             n_zeros = int(zeros.sum())

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgeprune.errors import DeviceError, InputError
+from edgeprune.model.dequantize import is_gguf
 from edgeprune.model.onnx_formats import GRAPH
 from edgeprune.model.runtimes import UBATCH
-from edgeprune.model.source import is_gguf
 from edgeprune.target.fitness import check_ram
 from edgeprune.target.measurement import Measurement, Workload, disturbances, memory_of
 from edgeprune.target.session import Device

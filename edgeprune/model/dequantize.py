@@ -1,0 +1,197 @@
+"""A GGUF file becomes a Hugging Face checkpoint: quantized weights in F16, floats as they are.
+
+In: a `.gguf` file of the Llama architecture. Out: a checkpoint directory, its tokenizer kept as it
+was in `tokenizer.gguf`. Tensors are read, dequantized and written one by one. What the file holds
+and the checkpoint has no place for is an error.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeprune.errors import MALFORMED, InputError
+from edgeprune.model.checkpoint import write_checkpoint
+from edgeprune.model.layout import ROPE_FACTORS, gguf_name
+from edgeprune.model.rope import rope_factors
+from edgeprune.model.shape import SUPPORTED, LlamaShape, RopeScaling, config_of_shape
+from edgeprune.model.tensors import tensor_specs
+
+if TYPE_CHECKING:
+    import gguf
+    import torch
+
+log = logging.getLogger(__name__)
+ARCHITECTURE = "llama"
+MAGIC = b"GGUF"
+MOST_ENTRIES = 2**17  # of a GGUF header; models have hundreds
+_FLOATS = {"F32": "float32", "BF16": "bfloat16"}  # types that are kept; all others become F16
+_SPECIAL = ("bos_token_id", "eos_token_id")
+
+
+def is_gguf(path: Path) -> bool:
+    """Tell whether a file is there and begins as GGUF files do."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
+def dequantize(path: Path, directory: Path) -> None:
+    """Write the model of the GGUF file `path` as a checkpoint to `directory`.
+
+    Raises:
+        InputError: It cannot be read, is one part of several, is of another architecture, or holds
+            a tensor that a Llama has no place for.
+    """
+    try:
+        _check_counts(path)
+        _write(path, directory)
+    except MALFORMED as error:
+        raise InputError(f"{path} is not a readable GGUF file ({str(error)[:200]})",
+                         remedy="download or copy it again") from error
+
+
+def _check_counts(path: Path) -> None:
+    """Refuse a header that would keep its reader busy for hours."""
+    with path.open("rb") as file:
+        head = file.read(24)
+    counts = [int.from_bytes(head[start : start + 8], "little") for start in (8, 16)]
+    if len(head) < 24 or max(counts) > MOST_ENTRIES:
+        raise ValueError(f"it announces {counts[0]} tensors and {counts[1]} entries")
+
+
+def _write(path: Path, directory: Path) -> None:
+    import gguf  # noqa: PLC0415 - planning and --help must not load it
+
+    from edgeprune.model.tokenizer import NAME, copy_gguf_tokenizer  # noqa: PLC0415
+
+    reader = gguf.GGUFReader(path)
+    fields = {name: field.contents() for name, field in reader.fields.items()
+              if name.startswith(("general.arch", "split.count", "llama."))}
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    _refuse_unsupported(path, fields)
+    shape = _shape(path, fields, tensors)
+    _check_places(path, shape, tensors)
+    precision = _FLOATS.get(tensors[gguf_name("model.layers.0.self_attn.q_proj.weight")]
+                            .tensor_type.name, "float16")
+    special = {name: field.contents() for name in _SPECIAL
+               if (field := reader.fields.get(f"tokenizer.ggml.{name}")) is not None}
+    config = config_of_shape(shape, {**special, "hidden_act": "silu", "torch_dtype": precision})
+    write_checkpoint(directory, config, _tensors(shape, tensors, precision))
+    copy_gguf_tokenizer(path, directory / NAME)
+    _save_tokenizer(path, directory)
+
+
+def _refuse_unsupported(path: Path, fields: Mapping[str, Any]) -> None:
+    if fields.get("split.count", 1) > 1:
+        raise InputError(f"{path} is one part of {fields['split.count']}",
+                         remedy="join them: llama-gguf-split --merge FIRST-PART whole.gguf")
+    if (architecture := fields.get("general.architecture")) != ARCHITECTURE:
+        raise InputError(f"{path}: unsupported GGUF architecture", got=architecture,
+                         remedy=f"supported: {ARCHITECTURE!r}")
+    if fields.get("llama.expert_count"):
+        raise InputError(f"{path}: a mixture of experts is not supported",
+                         got=f"{fields['llama.expert_count']} experts", remedy=SUPPORTED)
+
+
+def _shape(
+    path: Path, fields: Mapping[str, Any], tensors: Mapping[str, gguf.ReaderTensor]
+) -> LlamaShape:
+    """Read the numbers of the model; what a file may leave out is as llama.cpp takes it."""
+    heads, width = fields["llama.attention.head_count"], fields["llama.embedding_length"]
+    head_dim = fields.get("llama.attention.key_length", width // heads)
+    for name, value in (("attention.value_length", head_dim), ("rope.dimension_count", head_dim)):
+        if (found := fields.get(f"llama.{name}", value)) != value:
+            raise InputError(f"{path}: llama.{name} should be {value}", got=found,
+                             remedy=SUPPORTED)
+    shape = LlamaShape(
+        hidden_size=width, intermediate_size=fields["llama.feed_forward_length"],
+        num_hidden_layers=fields["llama.block_count"], num_attention_heads=heads,
+        num_key_value_heads=fields.get("llama.attention.head_count_kv", heads),
+        head_dim=head_dim, vocab_size=int(tensors["token_embd.weight"].shape[1]),
+        max_position_embeddings=fields["llama.context_length"],
+        tie_word_embeddings="output.weight" not in tensors,
+        attention_bias=_has_bias(tensors, "attn_q", "attn_k", "attn_v", "attn_output"),
+        mlp_bias=_has_bias(tensors, "ffn_gate", "ffn_up", "ffn_down"),
+        rms_norm_eps=fields["llama.attention.layer_norm_rms_epsilon"],
+        rope_theta=fields.get("llama.rope.freq_base", 10000.0))
+    return shape.replace(rope_scaling=_scaling(path, shape, fields, tensors))
+
+
+def _has_bias(tensors: Mapping[str, Any], *modules: str) -> bool:
+    return any(name.startswith("blk.") and name.split(".")[2:] == [module, "bias"]
+               for name in tensors for module in modules)
+
+
+def _scaling(
+    path: Path, shape: LlamaShape, fields: Mapping[str, Any], tensors: Mapping[str, Any]
+) -> RopeScaling | None:
+    kind = fields.get("llama.rope.scaling.type", "none")
+    if kind == "linear":
+        return RopeScaling(rope_type="linear", factor=fields["llama.rope.scaling.factor"])
+    if kind != "none":
+        raise InputError(f"{path}: unsupported rope scaling", got=kind, remedy=SUPPORTED)
+    if ROPE_FACTORS not in tensors:
+        return None
+    # a file holds Llama 3's factors in place of what they are computed from
+    factors = [float(factor) for factor in tensors[ROPE_FACTORS].data]
+    scaling = RopeScaling(rope_type="llama3", factor=max(factors))
+    expected = rope_factors(shape.replace(rope_scaling=scaling))
+    if any(abs(a - b) > 1e-3 * b for a, b in zip(factors, expected, strict=True)):
+        raise InputError(f"{path}: {ROPE_FACTORS} is not Llama 3's scaling", got=factors[:4],
+                         remedy=SUPPORTED)
+    return scaling
+
+
+def _check_places(path: Path, shape: LlamaShape, tensors: Mapping[str, Any]) -> None:
+    """Refuse tensors without a place in the checkpoint, and places without a tensor."""
+    dims = {gguf_name(spec.name): spec.dims(shape) for spec in tensor_specs(shape)}
+    if surplus := sorted(set(tensors) - set(dims) - {ROPE_FACTORS}):
+        raise InputError(f"{path} holds tensors that a Llama has no place for",
+                         got=", ".join(surplus[:4]), remedy=SUPPORTED)
+    for name, expected in dims.items():
+        if name not in tensors:
+            if name.endswith(".bias"):
+                continue  # zeros
+            raise InputError(f"tensor {name} is missing from {path}",
+                             remedy="download or copy the file again")
+        if (found := tuple(int(n) for n in reversed(tensors[name].shape))) != expected:
+            raise InputError(f"tensor {name} of {path} should be {expected}", got=found,
+                             remedy="its metadata and its weights belong to different models")
+
+
+def _tensors(
+    shape: LlamaShape, tensors: Mapping[str, gguf.ReaderTensor], precision: str
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the checkpoint's tensors; a projection whose bias is left out has zeros for it."""
+    import torch  # noqa: PLC0415 - heavy
+    from gguf.quants import dequantize as floats  # noqa: PLC0415
+
+    dtype: torch.dtype = getattr(torch, precision)
+    for spec in tensor_specs(shape):
+        stored = tensors.get(gguf_name(spec.name))
+        if stored is None:
+            yield spec.name, torch.zeros(spec.dims(shape), dtype=dtype)
+            continue
+        array = floats(stored.data, stored.tensor_type).reshape(spec.dims(shape))
+        if heads := spec.rotary_heads(shape):
+            # back from llama.cpp's order: rows of a head that are rotated together lie apart
+            pairs = array.reshape(heads, len(array) // heads // 2, 2, *array.shape[1:])
+            array = pairs.swapaxes(1, 2).reshape(array.shape)
+        yield spec.name, torch.from_numpy(array.copy()).to(dtype)
+
+
+def _save_tokenizer(path: Path, directory: Path) -> None:
+    """Write tokenizer.json, which training reads; transformers converts it, or cannot."""
+    from transformers import AutoTokenizer  # noqa: PLC0415 - heavy
+    from transformers.utils import logging as chatter  # noqa: PLC0415
+
+    chatter.set_verbosity_error()
+    chatter.disable_progress_bar()
+    try:
+        AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(directory)
+    except MALFORMED as error:
+        log.warning("%s has no tokenizer that transformers reads: %s", path, error)
