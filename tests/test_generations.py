@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import sysconfig
-from importlib.metadata import requires
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -81,6 +81,6 @@ def test_models_are_read_exported_and_trained_with_transformers_5(python: Path) 
 
 
 def test_what_is_asked_for_lets_pip_take_either_generation() -> None:
-    asked = [line for line in requires("edgeprune") or () if ";" not in line]
+    asked = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     assert "transformers>=4.57" in asked
     assert not [line for line in asked if line.startswith("optimum")]

@@ -10,6 +10,7 @@ import random
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +140,10 @@ def test_damaged_checkpoints_are_read_as_transformers_does_or_refused(
         chance = random.Random(seed)  # noqa: S311 - nothing secret
         directory = tmp_path / "model"
         shutil.copytree(originals[seed % 2], directory)
-        changes = [chance.choice(CHANGES)(directory, chance)
-                   for _ in range(chance.choice([1, 1, 1, 2]))]
+        changes = [chance.choice(CHANGES)(directory, chance)]
+        if chance.random() < 0.25:
+            with suppress(OSError, LookupError, ValueError, TypeError):  # of what is broken already
+                changes.append(chance.choice(CHANGES)(directory, chance))
         counts[_outcome(directory, f"seed {seed}, {'; '.join(changes)}")] += 1
         for path in tmp_path.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -1,4 +1,4 @@
-"""Tiny random Llamas: real checkpoints that transformers writes, in milliseconds."""
+"""Tiny random models: real checkpoints that transformers writes, in milliseconds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from edgeprune.data import shipped_text
 
@@ -21,13 +21,15 @@ TOKENIZER_VOCABULARY = 1024
 
 
 def make_tiny(
-    directory: Path, kind: str = "gqa-tied", *, tokenizer: bool = False, **changes: Any
+    directory: Path, kind: str = "gqa-tied", *, family: str = "llama", tokenizer: bool = False,
+    **changes: Any,
 ) -> Path:
-    """Write a tiny random Llama to `directory` and return it.
+    """Write a tiny random model to `directory` and return it.
 
     Args:
         directory: Where to.
         kind: One of `KINDS`.
+        family: Its `model_type`.
         tokenizer: Give it a tokenizer of `TOKENIZER_VOCABULARY` tokens.
         changes: Other entries of the config.
     """
@@ -38,7 +40,7 @@ def make_tiny(
                "tie_word_embeddings": tied, "initializer_range": 0.2,
                "max_position_embeddings": 512, **changes}
     torch.manual_seed(20240229)
-    model = LlamaForCausalLM(LlamaConfig(**entries))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **entries))
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.endswith(("norm.weight", "bias")):  # ones and zeros would hide mistakes
@@ -65,7 +67,7 @@ def _byte_level_tokenizer() -> Tokenizer:
 
 def within_a_subspace(directory: Path, rank: int) -> Path:
     """Change a model so that its hidden states have no more than `rank` dimensions."""
-    model = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     directions, _ = torch.linalg.qr(torch.randn(model.config.hidden_size, rank))
     projection = directions @ directions.T
     with torch.no_grad():
@@ -80,7 +82,7 @@ def within_a_subspace(directory: Path, rank: int) -> Path:
 
 def hf_logits(directory: Path, tokens: list[int]) -> torch.Tensor:
     """Return the logits that stock transformers computes in float32, `(n_tokens, vocab_size)`."""
-    model = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     with torch.inference_mode():
         logits: torch.Tensor = model(torch.tensor([tokens])).logits[0]
     return logits

@@ -1,4 +1,4 @@
-"""A Llama checkpoint becomes a GGUF artifact: F32 or F16 by streaming, then quantized by llama.cpp.
+"""A checkpoint becomes a GGUF artifact: F32 or F16 by streaming, then quantized by llama.cpp.
 
 In: an open `Checkpoint` and its tokenizer. Out: one `.gguf` file. Only here does the row order of
 llama.cpp's rotary embedding appear.
@@ -21,7 +21,7 @@ from edgeprune.errors import EdgePruneError
 from edgeprune.export.finite import check_finite
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.gguf import quiet_llama_cpp
-from edgeprune.model.layout import ROPE_FACTORS, gguf_name, tensor_list_bytes
+from edgeprune.model.layout import ROPE_FACTORS, gguf_name, stored_as, tensor_list_bytes
 from edgeprune.model.quantization import (
     FLOAT_FORMATS,
     check_format,
@@ -32,6 +32,7 @@ from edgeprune.model.quantization import (
 )
 from edgeprune.model.rope import rope_factors
 from edgeprune.model.shape import LlamaShape
+from edgeprune.model.tensors import TensorSpec
 from edgeprune.model.tokenizer import add_tokenizer
 
 # The file type of llama.cpp that each format stands for.
@@ -86,8 +87,7 @@ def write_float(
         for spec, stored in tensor_types(shape, kind):
             array = checkpoint.tensor(spec.name).float().numpy()
             check_finite(array, spec.name, LARGEST[stored])
-            if heads := spec.rotary_heads(shape):
-                array = interleave_rope_rows(array, heads)
+            array = in_llama_cpps_order(array, spec, shape)
             writer.write_tensor_data(np.ascontiguousarray(array.astype(NUMPY_TYPES[stored])))
         if rope_factor_count(shape):
             writer.write_tensor_data(np.array(rope_factors(shape), dtype=np.float32))
@@ -97,7 +97,7 @@ def open_writer(
     shape: LlamaShape, tokenizer: Path | None, path: Path, *, quant: str, name: str
 ) -> gguf.GGUFWriter:
     """Start a GGUF file: metadata and tensor table written, ready for the data in table order."""
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, stored_as(shape).gguf)
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(name)
     writer.add_file_type(FILE_TYPES[quant])
@@ -172,6 +172,14 @@ def quantize(source: Path, destination: Path, quant: str) -> None:
                              got=f"status {status}", remedy="run with --verbose for its messages")
 
 
+def in_llama_cpps_order(
+    array: NDArray[np.float32], spec: TensorSpec, shape: LlamaShape
+) -> NDArray[np.float32]:
+    """Return a tensor of a checkpoint with its rows as a GGUF file of this model has them."""
+    heads = 0 if stored_as(shape).pairs_lie_apart else spec.rotary_heads(shape)
+    return interleave_rope_rows(array, heads) if heads else array
+
+
 def interleave_rope_rows(
     array: NDArray[np.float32], n_heads: int
 ) -> NDArray[np.float32]:
@@ -201,6 +209,11 @@ def _add_shape(writer: gguf.GGUFWriter, shape: LlamaShape) -> None:
     )
     for method, value in add:
         method(value)
+    if shape.of.scaled:
+        writer.add_embedding_scale(shape.embedding_multiplier)
+        writer.add_residual_scale(shape.residual_multiplier)
+        writer.add_attention_scale(shape.attention_multiplier or shape.head_dim ** -0.5)
+        writer.add_logit_scale(shape.logits_scaling)
     scaling = shape.rope_scaling
     if scaling is not None and scaling.rope_type == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)

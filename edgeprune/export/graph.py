@@ -25,6 +25,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from edgeprune.errors import EdgePruneError, InputError
+from edgeprune.model.families import FAMILIES
 from edgeprune.model.onnx_formats import (
     BITS,
     BLOCK,
@@ -33,6 +34,7 @@ from edgeprune.model.onnx_formats import (
     block_bytes,
     is_tied,
     padded,
+    products,
 )
 from edgeprune.model.shape import LlamaShape
 
@@ -54,7 +56,7 @@ def graph_of(shape: LlamaShape, quant: str) -> onnx.ModelProto:
 
     Raises:
         InputError: onnxruntime has no attention for heads of this size.
-        EdgePruneError: The builder made something else than this Llama.
+        EdgePruneError: The builder made something else than this model.
     """
     if shape.head_dim % HEAD_GRAIN:
         raise InputError(f"onnxruntime's attention takes a head_dim that is a multiple of "
@@ -88,7 +90,7 @@ def _float_graph(shape: LlamaShape) -> onnx.ModelProto:
     # rotary scaling is in the numbers of the caches, which are not the builder's
     plain = shape.replace(rope_scaling=None)
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
-        builder = _builder()(plain)
+        builder = _builder(shape.family)(plain)
         builder.make_model("")
     graph = builder.model.graph
     for value in graph.initializers.values():
@@ -97,23 +99,23 @@ def _float_graph(shape: LlamaShape) -> onnx.ModelProto:
     graph.sort()
     model: onnx.ModelProto = ir.to_proto(builder.model)
     del model.graph.value_info[:]  # half of the graph; the runtime infers it
-    products = 5 * shape.num_hidden_layers + 1
-    if (found := len(list(_products(model.graph)))) != products:
-        raise EdgePruneError("the ONNX graph is not that of this Llama",
-                             got=f"{found} matrix products, not {products}")
+    expected = len(products(shape)) * shape.num_hidden_layers + 1
+    if (found := len(list(_products(model.graph)))) != expected:
+        raise EdgePruneError("the ONNX graph is not that of this model",
+                             got=f"{found} matrix products, not {expected}")
     return model
 
 
 @cache
-def _builder() -> Any:
-    """Return the builder's class for a Llama, made to work without weights."""
+def _builder(family: str) -> Any:
+    """Return the builder's class for a family, made to work without weights."""
     import onnx_ir as ir  # noqa: PLC0415
     import torch  # noqa: PLC0415
-    from onnxruntime_genai.models.builders.llama import LlamaModel  # noqa: PLC0415
+    from onnxruntime_genai.models import builders  # noqa: PLC0415
 
     from edgeprune.model.stock import stock_config, weightless_model  # noqa: PLC0415
 
-    class Weightless(LlamaModel):  # type: ignore[misc]
+    class Weightless(getattr(builders, FAMILIES[family].onnx)):  # type: ignore[misc]
         def __init__(self, shape: LlamaShape) -> None:
             self.shape, self.config = shape, stock_config(shape)
             options = {"prune_lm_head": True, "shared_embeddings": False, "hf_token": "false",

@@ -37,6 +37,7 @@ from edgeprune.model.tokenizer import NAME as TOKENIZER
 ROWS_BYTES = 2**26  # of float32 that are quantized at once
 Floats = NDArray[np.float32]
 _PROJECTION = re.compile(r"(model\.layers\.\d+)\.(attn|mlp)\.(\w+)_proj\.(MatMul|Add)\.(\w+)")
+_HEAD_NORM = re.compile(r"(model\.layers\.\d+)\.attn\.([qk])_norm\.layernorm\.weight")
 _BLOCKS = {"attn": "self_attn", "mlp": "mlp"}
 
 
@@ -128,6 +129,8 @@ def sources(weight: str, shape: LlamaShape) -> tuple[str, ...]:
         return (tensors.EMBEDDING if shape.tie_word_embeddings else tensors.PROJECTION,)
     if weight == f"model.layers.{shape.num_hidden_layers}.final_norm_layernorm.weight":
         return (tensors.FINAL_NORM,)
+    if found := _HEAD_NORM.fullmatch(weight):
+        return (f"{found[1]}.self_attn.{found[2]}_norm.weight",)
     if not (found := _PROJECTION.fullmatch(weight)):
         return (weight,)  # the embedding, and the norms of layers
     layer, block, projections, _, kind = found.groups()

@@ -1,8 +1,8 @@
 """A GGUF file becomes a Hugging Face checkpoint: quantized weights in F16, floats as they are.
 
-In: a `.gguf` file of the Llama architecture. Out: a checkpoint directory, its tokenizer kept as it
-was in `tokenizer.gguf`. Tensors are read, dequantized and written one by one. What the file holds
-and the checkpoint has no place for is an error.
+In: a `.gguf` file of a family that edgeprune knows. Out: a checkpoint directory, its tokenizer kept
+as it was in `tokenizer.gguf`. Tensors are read, dequantized and written one by one. What the file
+holds and the checkpoint has no place for is an error.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeprune.errors import MALFORMED, InputError
 from edgeprune.model.checkpoint import write_checkpoint
+from edgeprune.model.families import BY_GGUF, Family
 from edgeprune.model.layout import ROPE_FACTORS, gguf_name
 from edgeprune.model.rope import rope_factors
 from edgeprune.model.shape import SUPPORTED, LlamaShape, RopeScaling, config_of_shape
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
-ARCHITECTURE = "llama"
 MAGIC = b"GGUF"
 MOST_ENTRIES = 2**17  # of a GGUF header; models have hundreds
 _FLOATS = {"F32": "float32", "BF16": "bfloat16"}  # types that are kept; all others become F16
@@ -44,7 +44,7 @@ def dequantize(path: Path, directory: Path) -> None:
 
     Raises:
         InputError: It cannot be read, is one part of several, is of another architecture, or holds
-            a tensor that a Llama has no place for.
+            a tensor that the model has no place for.
     """
     try:
         _check_counts(path)
@@ -69,11 +69,11 @@ def _write(path: Path, directory: Path) -> None:
     from edgeprune.model.tokenizer import NAME, copy_gguf_tokenizer  # noqa: PLC0415
 
     reader = gguf.GGUFReader(path)
-    fields = {name: field.contents() for name, field in reader.fields.items()
-              if name.startswith(("general.arch", "split.count", "llama."))}
+    fields = _Fields({name: field.contents() for name, field in reader.fields.items()
+                      if not name.startswith("tokenizer.")})
     tensors = {tensor.name: tensor for tensor in reader.tensors}
-    _refuse_unsupported(path, fields)
-    shape = _shape(path, fields, tensors)
+    family = _family(path, fields)
+    shape = _shape(path, fields, tensors, family)
     _check_places(path, shape, tensors)
     precision = _FLOATS.get(tensors[gguf_name("model.layers.0.self_attn.q_proj.weight")]
                             .tensor_type.name, "float16")
@@ -85,39 +85,61 @@ def _write(path: Path, directory: Path) -> None:
     _save_tokenizer(path, directory)
 
 
-def _refuse_unsupported(path: Path, fields: Mapping[str, Any]) -> None:
+class _Fields(dict[str, Any]):
+    """What a file says of itself, by name."""
+
+    def own(self, name: str, *default: Any) -> Any:
+        """Return a field that is named after the architecture.
+
+        Raises:
+            KeyError: It is not there, and there is no default.
+        """
+        name = f"{self['general.architecture']}.{name}"
+        return self.get(name, *default) if default else self[name]
+
+
+def _family(path: Path, fields: _Fields) -> Family:
     if fields.get("split.count", 1) > 1:
         raise InputError(f"{path} is one part of {fields['split.count']}",
                          remedy="join them: llama-gguf-split --merge FIRST-PART whole.gguf")
-    if (architecture := fields.get("general.architecture")) != ARCHITECTURE:
+    if (architecture := fields.get("general.architecture")) not in BY_GGUF:
         raise InputError(f"{path}: unsupported GGUF architecture", got=architecture,
-                         remedy=f"supported: {ARCHITECTURE!r}")
-    if fields.get("llama.expert_count"):
+                         remedy=f"supported: {', '.join(BY_GGUF)}")
+    if experts := fields.own("expert_count", 0):
         raise InputError(f"{path}: a mixture of experts is not supported",
-                         got=f"{fields['llama.expert_count']} experts", remedy=SUPPORTED)
+                         got=f"{experts} experts", remedy=SUPPORTED)
+    return BY_GGUF[architecture]
 
 
 def _shape(
-    path: Path, fields: Mapping[str, Any], tensors: Mapping[str, gguf.ReaderTensor]
+    path: Path, fields: _Fields, tensors: Mapping[str, gguf.ReaderTensor], family: Family
 ) -> LlamaShape:
     """Read the numbers of the model; what a file may leave out is as llama.cpp takes it."""
-    heads, width = fields["llama.attention.head_count"], fields["llama.embedding_length"]
-    head_dim = fields.get("llama.attention.key_length", width // heads)
-    for name, value in (("attention.value_length", head_dim), ("rope.dimension_count", head_dim)):
-        if (found := fields.get(f"llama.{name}", value)) != value:
-            raise InputError(f"{path}: llama.{name} should be {value}", got=found,
-                             remedy=SUPPORTED)
+    heads, width = fields.own("attention.head_count"), fields.own("embedding_length")
+    head_dim = fields.own("attention.key_length", width // heads)
+    for name in ("attention.value_length", "rope.dimension_count"):
+        if (found := fields.own(name, head_dim)) != head_dim:
+            raise InputError(f"{path}: {name} should be {head_dim}", got=found, remedy=SUPPORTED)
+    numbers: dict[str, Any] = {}
+    if family.scaled:
+        numbers = {"embedding_multiplier": fields.own("embedding_scale", 1.0),
+                   "residual_multiplier": fields.own("residual_scale", 1.0),
+                   "attention_multiplier": fields.own("attention.scale", None),
+                   "logits_scaling": fields.own("logit_scale", 1.0)}
+    if family.takes_biases:
+        numbers |= {
+            "attention_bias": _has_bias(tensors, "attn_q", "attn_k", "attn_v", "attn_output"),
+            "mlp_bias": _has_bias(tensors, "ffn_gate", "ffn_up", "ffn_down")}
     shape = LlamaShape(
-        hidden_size=width, intermediate_size=fields["llama.feed_forward_length"],
-        num_hidden_layers=fields["llama.block_count"], num_attention_heads=heads,
-        num_key_value_heads=fields.get("llama.attention.head_count_kv", heads),
+        family=family.model_type, hidden_size=width,
+        intermediate_size=fields.own("feed_forward_length"),
+        num_hidden_layers=fields.own("block_count"), num_attention_heads=heads,
+        num_key_value_heads=fields.own("attention.head_count_kv", heads),
         head_dim=head_dim, vocab_size=int(tensors["token_embd.weight"].shape[1]),
-        max_position_embeddings=fields["llama.context_length"],
+        max_position_embeddings=fields.own("context_length"),
         tie_word_embeddings="output.weight" not in tensors,
-        attention_bias=_has_bias(tensors, "attn_q", "attn_k", "attn_v", "attn_output"),
-        mlp_bias=_has_bias(tensors, "ffn_gate", "ffn_up", "ffn_down"),
-        rms_norm_eps=fields["llama.attention.layer_norm_rms_epsilon"],
-        rope_theta=fields.get("llama.rope.freq_base", 10000.0))
+        rms_norm_eps=fields.own("attention.layer_norm_rms_epsilon"),
+        rope_theta=fields.own("rope.freq_base", 10000.0), **numbers)
     return shape.replace(rope_scaling=_scaling(path, shape, fields, tensors))
 
 
@@ -127,11 +149,11 @@ def _has_bias(tensors: Mapping[str, Any], *modules: str) -> bool:
 
 
 def _scaling(
-    path: Path, shape: LlamaShape, fields: Mapping[str, Any], tensors: Mapping[str, Any]
+    path: Path, shape: LlamaShape, fields: _Fields, tensors: Mapping[str, Any]
 ) -> RopeScaling | None:
-    kind = fields.get("llama.rope.scaling.type", "none")
+    kind = fields.own("rope.scaling.type", "none")
     if kind == "linear":
-        return RopeScaling(rope_type="linear", factor=fields["llama.rope.scaling.factor"])
+        return RopeScaling(rope_type="linear", factor=fields.own("rope.scaling.factor"))
     if kind != "none":
         raise InputError(f"{path}: unsupported rope scaling", got=kind, remedy=SUPPORTED)
     if ROPE_FACTORS not in tensors:
@@ -150,7 +172,7 @@ def _check_places(path: Path, shape: LlamaShape, tensors: Mapping[str, Any]) -> 
     """Refuse tensors without a place in the checkpoint, and places without a tensor."""
     dims = {gguf_name(spec.name): spec.dims(shape) for spec in tensor_specs(shape)}
     if surplus := sorted(set(tensors) - set(dims) - {ROPE_FACTORS}):
-        raise InputError(f"{path} holds tensors that a Llama has no place for",
+        raise InputError(f"{path} holds tensors that a {shape.family} model has no place for",
                          got=", ".join(surplus[:4]), remedy=SUPPORTED)
     for name, expected in dims.items():
         if name not in tensors:
@@ -177,7 +199,8 @@ def _tensors(
             yield spec.name, torch.zeros(spec.dims(shape), dtype=dtype)
             continue
         array = floats(stored.data, stored.tensor_type).reshape(spec.dims(shape))
-        if heads := spec.rotary_heads(shape):
+        heads = 0 if shape.of.pairs_lie_apart else spec.rotary_heads(shape)
+        if heads:
             # back from llama.cpp's order: rows of a head that are rotated together lie apart
             pairs = array.reshape(heads, len(array) // heads // 2, 2, *array.shape[1:])
             array = pairs.swapaxes(1, 2).reshape(array.shape)

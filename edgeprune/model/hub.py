@@ -72,7 +72,7 @@ def snapshot(
 def _failed(reference: str, error: Exception) -> InputError:
     """Say in one line why nothing could be fetched."""
     said = " ".join(str(error).split())[:160]
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    status = _status(error)
     if status in {401, 403}:
         return InputError(f"the Hugging Face Hub refuses {reference}", got=status,
                           remedy="set HF_TOKEN to a token that may read it")
@@ -86,6 +86,15 @@ def _failed(reference: str, error: Exception) -> InputError:
         f"no such directory or file, and the Hugging Face Hub cannot be asked for {reference}",
         got=said, remedy="without a network it must be in the Hub's cache (HF_HOME); give the "
         "model's directory")
+
+
+def _status(error: BaseException | None) -> int | None:
+    """Return what the Hub answered, when it did; the library's own error may hide it."""
+    while error is not None:
+        if (response := getattr(error, "response", None)) is not None:
+            return int(response.status_code)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _reporting(reference: str, notify: Callable[[str], None]) -> type[Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from edgeprune.model.families import FAMILIES, Family
 from edgeprune.model.onnx_formats import is_onnx
 from edgeprune.model.quantization import padded, rope_factor_count, tensor_bytes
 from edgeprune.model.shape import LlamaShape
@@ -18,7 +19,8 @@ ROPE_FACTORS = "rope_freqs.weight"
 _MODULES = {
     "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
+    "self_attn.v_proj": "attn_v", "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm", "self_attn.o_proj": "attn_output",
     "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
@@ -31,6 +33,12 @@ def gguf_name(name: str) -> str:
         return f"{_MODULES[module]}.{kind}"
     _, _, layer, within = module.split(".", 3)
     return f"blk.{layer}.{_MODULES[within]}.{kind}"
+
+
+def stored_as(shape: LlamaShape) -> Family:
+    """Return the family as which llama.cpp reads a model: its own, or Llama, which it equals."""
+    is_odd = shape.of.is_square and shape.query_width != shape.hidden_size
+    return FAMILIES["llama"] if is_odd else shape.of
 
 
 def file_bytes(shape: LlamaShape, quant: str, metadata_bytes: int) -> int:

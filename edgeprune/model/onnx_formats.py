@@ -45,7 +45,8 @@ def is_tied(shape: LlamaShape, quant: str) -> bool:
 
 def weights_read(shape: LlamaShape, quant: str) -> dict[str, int]:
     """Return the bytes of weights that one token reads: of layers by type, and "head"."""
-    layers = sum(sum(_sizes(n, k, quant)) for n, k in _products(shape)) * shape.num_hidden_layers
+    layers = shape.num_hidden_layers * sum(
+        sum(_sizes(n, k, quant)) for n, k, _ in products(shape))
     return {kind_of(quant): layers,
             "head": sum(_sizes(shape.vocab_size, shape.hidden_size, quant))}
 
@@ -77,21 +78,24 @@ def padded(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def _products(shape: LlamaShape) -> tuple[tuple[int, int], ...]:
-    """Return rows and columns of the matrices of a layer; q, k and v are one."""
-    hidden, ffn = shape.hidden_size, shape.intermediate_size
-    query, kv = (n * shape.head_dim for n in (
-        shape.num_attention_heads, shape.num_key_value_heads))
-    return (query + 2 * kv, hidden), (hidden, query), (ffn, hidden), (ffn, hidden), (hidden, ffn)
+def products(shape: LlamaShape) -> list[tuple[int, int, bool]]:
+    """Return rows and columns of the matrices of a layer, and whether each has a bias.
+
+    q, k and v are one, unless each is normed by itself.
+    """
+    hidden, ffn, query = shape.hidden_size, shape.intermediate_size, shape.query_width
+    kv = shape.num_key_value_heads * shape.head_dim
+    is_biased = shape.attention_bias or "self_attn.q_proj" in shape.of.biased
+    read = (query, kv, kv) if shape.of.head_norms else (query + 2 * kv,)
+    return [*((n, hidden, is_biased) for n in read), (hidden, query, shape.attention_bias),
+            *((n, k, shape.mlp_bias) for n, k in ((ffn, hidden), (ffn, hidden), (hidden, ffn)))]
 
 
 def _layer_sizes(shape: LlamaShape, quant: str) -> Iterator[int]:
     yield from 2 * [4 * shape.hidden_size]  # norms
-    rows = [n for n, _ in _products(shape)]
-    biased = rows[:2] if shape.attention_bias else []
-    for n in (*biased, *(rows[2:] if shape.mlp_bias else [])):
-        yield 4 * n
-    for n, k in _products(shape):
+    yield from 2 * [4 * shape.head_dim] if shape.of.head_norms else []
+    for n, k, is_biased in products(shape):
+        yield from [4 * n] if is_biased else []
         yield from _sizes(n, k, quant)
 
 

@@ -1,4 +1,4 @@
-"""The shape of a Llama: the numbers that fix its cost. Pure, no torch.
+"""The shape of a model: the numbers that fix its cost. Pure, no torch.
 
 In: the `config.json` of a Hugging Face checkpoint, as a dict. Out: a checked `LlamaShape`, and from
 a shape the changed entries of a config.
@@ -12,18 +12,17 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from edgeprune.errors import InputError
+from edgeprune.model.families import FAMILIES, Family
 from edgeprune.records import Record
 
-SUPPORTED = (
-    "supported: model_type 'llama' (Llama 1-3.x, TinyLlama, SmolLM, ...) and 'mistral' without a "
-    "sliding window, hidden_act 'silu', rope scaling none, 'linear' or 'llama3'"
-)
-# Families of the same equations: what transformers takes for an entry that a config leaves out.
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "mistral": {"num_key_value_heads": 8, "max_position_embeddings": 4096 * 32},
-}
-_ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
+SUPPORTED = "supported: " + ", ".join(
+    f"{family.model_type!r} ({family.described})" for family in FAMILIES.values()
+) + "; SwiGLU, no sliding window, rope scaling none, 'linear' or 'llama3'"
+
+
+# how a family that is `scaled` calls what it multiplies by
+_MULTIPLIERS = {"embedding_multiplier", "attention_multiplier", "residual_multiplier",
+                "logits_scaling"}
 
 
 class RopeScaling(Record):
@@ -41,11 +40,17 @@ class RopeScaling(Record):
 
 
 class LlamaShape(Record):
-    """The numbers of a Llama, named as Hugging Face names them.
+    """The numbers of a model, named as Hugging Face names them.
 
     `num_attention_heads * head_dim` need not equal `hidden_size`.
+
+    Attributes:
+        family: One of `edgeprune.model.families.FAMILIES`.
+        attention_multiplier: What products of queries and keys are multiplied by; one over the root
+            of `head_dim` when None.
     """
 
+    family: str = "llama"
     hidden_size: int = Field(gt=0)
     intermediate_size: int = Field(gt=0)
     num_hidden_layers: int = Field(gt=0)
@@ -60,6 +65,10 @@ class LlamaShape(Record):
     rms_norm_eps: float = Field(default=1e-6, gt=0)
     rope_theta: float = Field(default=10000.0, gt=0)
     rope_scaling: RopeScaling | None = None
+    embedding_multiplier: float = Field(default=1.0, gt=0)
+    attention_multiplier: float | None = Field(default=None, gt=0)
+    residual_multiplier: float = Field(default=1.0, gt=0)
+    logits_scaling: float = Field(default=1.0, gt=0)
 
     @model_validator(mode="after")
     def _heads_fit_groups(self) -> Self:
@@ -70,7 +79,19 @@ class LlamaShape(Record):
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd")
+        if (self.attention_bias or self.mlp_bias) and not self.of.takes_biases:
+            raise ValueError(f"a {self.family} model has no such biases")
         return self
+
+    @property
+    def of(self) -> Family:
+        """What the model has in common with its family."""
+        return FAMILIES[self.family]
+
+    @property
+    def query_width(self) -> int:
+        """Rows of the queries of all heads."""
+        return self.num_attention_heads * self.head_dim
 
     @property
     def queries_per_group(self) -> int:
@@ -109,44 +130,66 @@ def shape_of_config(config: Mapping[str, Any], *, where: str = "config.json") ->
         where: Name of the file for error messages.
 
     Raises:
-        InputError: Not a Llama, an unsupported variant of one, or numbers that do not fit.
+        InputError: Another family, an unsupported variant of one, or numbers that do not fit.
     """
     try:
-        _refuse_unsupported(config, where)
-        return LlamaShape.model_validate(_entries(config, where))
+        family = _family(config, where)
+        given = {**family.defaults, **config}
+        _refuse_unsupported(given, family, where)
+        return LlamaShape.model_validate(_entries(given, family, where))
     except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
         lines = [line.strip() for line in str(error).splitlines()]
         raise InputError(
-            f"{where} is not a usable Llama config ({' '.join(lines[1:3] or lines)})",
+            f"{where} is not a usable config ({' '.join(lines[1:3] or lines)})",
             remedy=SUPPORTED) from error
 
 
-def _entries(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return a shape's fields as a config tells them, or implies."""
-    heads, given = config.get("num_attention_heads"), {**_DEFAULTS[config["model_type"]], **config}
-    known = {name: given[name] for name in LlamaShape.model_fields if given.get(name) is not None}
-    known.update(_rope(config, where))
-    known.setdefault("num_key_value_heads", heads)
-    if "head_dim" not in known and heads and config.get("hidden_size"):
-        known["head_dim"] = config["hidden_size"] // heads
-    return known
-
-
-def _refuse_unsupported(config: Mapping[str, Any], where: str) -> None:
+def _family(config: Mapping[str, Any], where: str) -> Family:
     kind = config.get("model_type")
-    if kind not in _DEFAULTS:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         named = ", ".join(config.get("architectures") or []) or "no architecture named"
         raise InputError(
             f"{where}: unsupported model_type ({named})", got=kind, remedy=SUPPORTED
         )
-    if (activation := config.get("hidden_act", "silu")) != "silu":
-        raise InputError(f"{where}: unsupported hidden_act", got=activation, remedy=SUPPORTED)
-    window = config.get("sliding_window", 4096 if kind == "mistral" else None)
-    context = config.get("max_position_embeddings") or 4096 * 32
-    if kind == "mistral" and window is not None and window < context:
+    return FAMILIES[kind]
+
+
+def _entries(config: Mapping[str, Any], family: Family, where: str) -> dict[str, Any]:
+    """Return a shape's fields as a config tells them, or implies."""
+    heads = config.get("num_attention_heads")
+    left_out = (set() if family.takes_biases else {"attention_bias", "mlp_bias"}) | (
+        set() if family.scaled else _MULTIPLIERS)
+    known = {name: config[name] for name in LlamaShape.model_fields
+             if config.get(name) is not None and name not in left_out}
+    known.update(_rope(config, where), family=family.model_type)
+    known.setdefault("num_key_value_heads", heads)
+    if "head_dim" not in known and heads and config.get("hidden_size"):
+        known["head_dim"] = config["hidden_size"] // heads
+    return _as_computed(known, family)
+
+
+def _as_computed(known: dict[str, Any], family: Family) -> dict[str, Any]:
+    """Return a shape's fields with the family as which such a model is handled."""
+    if not family.computes_as:
+        return known
+    scale = known.get("attention_multiplier")
+    others = (known.get(name, 1.0) for name in _MULTIPLIERS - {"attention_multiplier"})
+    if any(number != 1 for number in others) or (
+            scale is not None and abs(scale * known["head_dim"] ** 0.5 - 1) > 1e-6):
+        return known
+    plain = {name: value for name, value in known.items() if name not in _MULTIPLIERS}
+    return {**plain, "family": family.computes_as}
+
+
+def _refuse_unsupported(config: Mapping[str, Any], family: Family, where: str) -> None:
+    for name, allowed in family.refused.items():
+        if name in config and config[name] not in allowed:
+            raise InputError(f"{where}: unsupported {name}", got=config[name], remedy=SUPPORTED)
+    window, context = config.get("sliding_window"), config.get("max_position_embeddings")
+    if "use_sliding_window" not in family.refused and window is not None and window < context:
         raise InputError(f"{where}: a sliding window that is shorter than the context",
                          got=f"{window} of {context} tokens",
-                         remedy=f"a window is supported where it covers the context: set "
+                         remedy="a window is supported where it covers the context: set "
                          f"max_position_embeddings to {window}")
 
 
@@ -171,22 +214,34 @@ def _rope(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 def config_of_shape(shape: LlamaShape, base: Mapping[str, Any]) -> dict[str, Any]:
     """Return `base` with the entries that fix `shape` written out, `head_dim` included.
 
-    The result is what stock transformers reads, 4.57 and 5. A `LlamaConfig` of 5 takes no
-    hidden_size that is not a multiple of the heads, though head_dim is given: such a shape is
-    written as a Mistral without a sliding window, which computes the same.
+    The result is what stock transformers reads, 4.57 and 5.
     """
-    entries = shape.model_dump()
+    family = _written_as(shape, base)
+    entries = shape.model_dump(exclude={"family"} | (set() if family.scaled else _MULTIPLIERS))
+    if family.scaled and shape.attention_multiplier is None:
+        entries["attention_multiplier"] = shape.head_dim ** -0.5
     scaling = shape.rope_scaling
     entries["rope_scaling"] = None if scaling is None else _scaling_entries(scaling)
     dropped = {"rope_parameters", "pretraining_tp", "_name_or_path", "quantization_config",
-               "sliding_window", "layer_types", "auto_map"}
+               "sliding_window", "layer_types", "max_window_layers", "auto_map"}
     kept = {key: value for key, value in base.items() if key not in dropped}
-    has_bias = shape.attention_bias or shape.mlp_bias
-    odd = shape.hidden_size % shape.num_attention_heads and not has_bias
-    kind = "mistral" if odd else "llama"
-    window = {"sliding_window": None} if kind == "mistral" else {}
-    return {**kept, "model_type": kind, "architectures": [_ARCHITECTURES[kind]], **window,
-            **entries}
+    return {**kept, "model_type": family.model_type, "architectures": [family.architecture],
+            **entries, **family.entries}
+
+
+def _written_as(shape: LlamaShape, base: Mapping[str, Any]) -> Family:
+    """Return the family whose config holds a shape: that of `base`, or one that computes the same.
+
+    A `LlamaConfig` of transformers 5 takes no hidden_size that is not a multiple of the heads,
+    though head_dim is given; a `MistralConfig` does, but has no biases; a `GraniteConfig` has.
+    """
+    same = [family for family in FAMILIES.values()
+            if shape.family in {family.model_type, family.computes_as}]
+    same.sort(key=lambda family: family.model_type != base.get("model_type"))
+    is_odd = shape.hidden_size % shape.num_attention_heads > 0
+    is_biased = shape.attention_bias or shape.mlp_bias
+    return next((family for family in same if not (is_odd and family.whole_heads)
+                 and not (is_biased and not family.takes_biases)), shape.of)
 
 
 def _scaling_entries(scaling: RopeScaling) -> dict[str, Any]:

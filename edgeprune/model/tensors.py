@@ -1,4 +1,4 @@
-"""The table of a Llama's tensors and of the dimensions that are cut together. Pure, no torch.
+"""The table of a model's tensors and of the dimensions that are cut together. Pure, no torch.
 
 A tensor names the axis that each of its dimensions belongs to; everything that cuts, checks or
 counts tensors walks this one table.
@@ -24,6 +24,7 @@ class Axis(StrEnum):
     QUERY = "query"  # num_attention_heads * head_dim, head after head
     KV = "kv"  # num_key_value_heads * head_dim, head after head
     FFN = "ffn"
+    HEAD = "head"  # head_dim, of one head
     VOCAB = "vocab"
 
     def size(self, shape: LlamaShape) -> int:
@@ -33,6 +34,7 @@ class Axis(StrEnum):
             Axis.QUERY: shape.num_attention_heads * shape.head_dim,
             Axis.KV: shape.num_key_value_heads * shape.head_dim,
             Axis.FFN: shape.intermediate_size,
+            Axis.HEAD: shape.head_dim,
             Axis.VOCAB: shape.vocab_size,
         }[self]
 
@@ -66,6 +68,8 @@ _LAYER: tuple[tuple[str, tuple[Axis, ...], str], ...] = (
     ("self_attn.q_proj.weight", (Axis.QUERY, Axis.HIDDEN), ""),
     ("self_attn.k_proj.weight", (Axis.KV, Axis.HIDDEN), ""),
     ("self_attn.v_proj.weight", (Axis.KV, Axis.HIDDEN), ""),
+    ("self_attn.q_norm.weight", (Axis.HEAD,), "head norms"),
+    ("self_attn.k_norm.weight", (Axis.HEAD,), "head norms"),
     ("self_attn.o_proj.weight", (Axis.HIDDEN, Axis.QUERY), ""),
     ("self_attn.q_proj.bias", (Axis.QUERY,), "attention"),
     ("self_attn.k_proj.bias", (Axis.KV,), "attention"),
@@ -83,16 +87,18 @@ _LAYER: tuple[tuple[str, tuple[Axis, ...], str], ...] = (
 
 def layer_specs(shape: LlamaShape, layer: int) -> Iterator[TensorSpec]:
     """Yield the tensors of one layer, in the order of computation."""
-    present = {"": True, "attention": shape.attention_bias, "mlp": shape.mlp_bias}
-    for suffix, axes, bias in _LAYER:
-        if present[bias]:
+    present = {"": True, "attention": shape.attention_bias, "mlp": shape.mlp_bias,
+               "head norms": shape.of.head_norms}
+    for suffix, axes, where in _LAYER:
+        if present[where] or (suffix.endswith(".bias")
+                              and suffix.removesuffix(".bias") in shape.of.biased):
             yield TensorSpec(f"model.layers.{layer}.{suffix}", axes, layer)
 
 
 def tensor_specs(
     shape: LlamaShape, *, layers: Iterable[int] | None = None
 ) -> Iterator[TensorSpec]:
-    """Yield the tensors of a Llama, of all its layers or of some, in the order of computation."""
+    """Yield the tensors of a model, of all its layers or of some, in the order of computation."""
     yield TensorSpec(EMBEDDING, (Axis.VOCAB, Axis.HIDDEN))
     for layer in range(shape.num_hidden_layers) if layers is None else layers:
         yield from layer_specs(shape, layer)

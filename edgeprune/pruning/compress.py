@@ -191,13 +191,13 @@ class _Streams:
         attended, quick = [], self.quick(weights)
         for x, y in zip(self._windows(self._x), self._windows(self._y), strict=True):
             heads = forward.attention_heads(x, whole, self._shape, self._rope)
-            x.add_(forward.project_out(heads, whole))
+            x.add_(forward.project_out(heads, whole, self._shape))
             attended.append(forward.attention_heads(y, quick, self._shape, self._rope))
-            equations.add(attended[-1], self._turned(x) - y, weights.get(f"{_OUT}.bias"))
+            equations.add(attended[-1], self._missing(x, y), weights.get(f"{_OUT}.bias"))
         weights[f"{_OUT}.weight"] = equations.solution()
         quick = self.quick(weights)
         for y, heads in zip(self._windows(self._y), attended, strict=True):
-            y.add_(forward.project_out(heads, quick))
+            y.add_(forward.project_out(heads, quick, self._shape))
 
     def ffn(
         self, whole: Mapping[str, Tensor], weights: dict[str, Tensor], dropped: range
@@ -208,7 +208,8 @@ class _Streams:
         """
         self._read(weights, "post_attention_layernorm.weight", ("mlp.gate_proj", "mlp.up_proj"))
         for x in self._windows(self._x):
-            x.add_(forward.project_down(forward.ffn_channels(x, whole, self._shape), whole))
+            x.add_(forward.project_down(
+                forward.ffn_channels(x, whole, self._shape), whole, self._shape))
         self.skip(dropped)
         equations = self._equations(weights[f"{_DOWN}.weight"])
         width = weights[f"{_DOWN}.weight"].shape[1]
@@ -216,14 +217,18 @@ class _Streams:
         kept, quick = list[Tensor](), self.quick(weights)
         for x, y in zip(self._windows(self._x), self._windows(self._y), strict=True):
             channels = forward.ffn_channels(y, quick, self._shape)
-            equations.add(channels, self._turned(x) - y, weights.get(f"{_DOWN}.bias"))
+            equations.add(channels, self._missing(x, y), weights.get(f"{_DOWN}.bias"))
             if fit_in:
                 kept.append(channels)
         weights[f"{_DOWN}.weight"] = equations.solution()
         quick = self.quick(weights)
         for i, y in enumerate(self._windows(self._y)):
             channels = kept[i] if kept else forward.ffn_channels(y, quick, self._shape)
-            y.add_(forward.project_down(channels, quick))
+            y.add_(forward.project_down(channels, quick, self._shape))
+
+    def _missing(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return what a projection should put out, so that `y` becomes the unpruned `x`."""
+        return (self._turned(x) - y) / self._shape.residual_multiplier
 
     def _equations(self, prior: Tensor) -> _Equations:
         room = FOLDS_BYTES // (4 * prior.shape[1] ** 2)

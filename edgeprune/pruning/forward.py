@@ -1,8 +1,8 @@
-"""A Llama's computation, one layer at a time, as functions of tensors.
+"""A model's computation, one layer at a time, as functions of tensors.
 
 In: hidden states and the weights of one layer. Out: hidden states. Head counts are read off the
-weights, so the same function runs a pruned layer. Equal to transformers' `LlamaDecoderLayer`, which
-the tests compare it with; written out here so that an 8B model needs one layer in RAM.
+weights, so the same function runs a pruned layer. Equal to transformers' decoder layers, which the
+tests compare it with; written out here so that an 8B model needs one layer in RAM.
 
 Shapes: b sequences, t tokens, h hidden_size, n query heads, k KV heads, d head_dim.
 """
@@ -68,7 +68,7 @@ def load_layer(
 
 def embed(checkpoint: Checkpoint, tokens: Tensor) -> Tensor:
     """Return the embeddings of token ids, `(b, t)` to `(b, t, hidden_size)`, float32."""
-    return checkpoint.tensor(EMBEDDING)[tokens].float()
+    return checkpoint.tensor(EMBEDDING)[tokens].float() * checkpoint.shape.embedding_multiplier
 
 
 class Head(NamedTuple):
@@ -78,19 +78,22 @@ class Head(NamedTuple):
         norm: Weight of the final norm, `(hidden_size,)`.
         projection: Output head, `(vocab_size, hidden_size)`.
         eps: Of the norm.
+        scaling: What logits are divided by.
     """
 
     norm: Tensor
     projection: Tensor
     eps: float
+    scaling: float = 1.0
 
     def logits(self, x: Tensor) -> Tensor:
         """Return `(..., vocab_size)` of hidden states `(..., hidden_size)`."""
-        return F.linear(rms_norm(x, self.norm, self.eps), self.projection)
+        found = F.linear(rms_norm(x, self.norm, self.eps), self.projection)
+        return found if self.scaling == 1 else found / self.scaling
 
     def keeping(self, hidden: Tensor) -> Head:
         """Return the head of a model that keeps only some hidden channels."""
-        return Head(self.norm[hidden], self.projection[:, hidden], self.eps)
+        return self._replace(norm=self.norm[hidden], projection=self.projection[:, hidden])
 
 
 def output_head(checkpoint: Checkpoint, device: torch.device | None = None) -> Head:
@@ -98,7 +101,8 @@ def output_head(checkpoint: Checkpoint, device: torch.device | None = None) -> H
     tied = checkpoint.shape.tie_word_embeddings
     name = EMBEDDING if tied else PROJECTION
     return Head(checkpoint.tensor(FINAL_NORM).to(device).float(),
-                checkpoint.tensor(name).to(device).float(), checkpoint.shape.rms_norm_eps)
+                checkpoint.tensor(name).to(device).float(), checkpoint.shape.rms_norm_eps,
+                checkpoint.shape.logits_scaling)
 
 
 def rope_tables(
@@ -124,8 +128,8 @@ def decoder_layer(
     x: Tensor, weights: Weights, shape: LlamaShape, rope: tuple[Tensor, Tensor]
 ) -> Tensor:
     """Run one decoder layer, `(b, t, h)` to `(b, t, h)`."""
-    x = x + project_out(attention_heads(x, weights, shape, rope), weights)
-    return x + project_down(ffn_channels(x, weights, shape), weights)
+    x = x + project_out(attention_heads(x, weights, shape, rope), weights, shape)
+    return x + project_down(ffn_channels(x, weights, shape), weights, shape)
 
 
 @torch.no_grad()
@@ -146,14 +150,18 @@ def attention_heads(
     y = rms_norm(x, weights["input_layernorm.weight"], shape.rms_norm_eps)
     q, k, v = (_split(_linear(y, weights, f"self_attn.{name}_proj"), shape.head_dim)
                for name in "qkv")
+    if shape.of.head_norms:
+        q, k = (rms_norm(part, weights[f"self_attn.{name}_norm.weight"], shape.rms_norm_eps)
+                for name, part in (("q", q), ("k", k)))
     q, k = _rotate(q, rope), _rotate(k, rope)
-    heads = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    heads = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True,
+                                           scale=shape.attention_multiplier)
     return heads.transpose(1, 2).flatten(2)
 
 
-def project_out(heads: Tensor, weights: Weights) -> Tensor:
-    """Apply o_proj: `(b, t, n * d)` to `(b, t, h)`."""
-    return _linear(heads, weights, "self_attn.o_proj")
+def project_out(heads: Tensor, weights: Weights, shape: LlamaShape) -> Tensor:
+    """Return what attention adds to the hidden states: o_proj, `(b, t, n * d)` to `(b, t, h)`."""
+    return _scaled(_linear(heads, weights, "self_attn.o_proj"), shape)
 
 
 def ffn_channels(x: Tensor, weights: Weights, shape: LlamaShape) -> Tensor:
@@ -165,9 +173,13 @@ def ffn_channels(x: Tensor, weights: Weights, shape: LlamaShape) -> Tensor:
     return F.silu(_linear(y, weights, "mlp.gate_proj")) * _linear(y, weights, "mlp.up_proj")
 
 
-def project_down(channels: Tensor, weights: Weights) -> Tensor:
-    """Apply down_proj: `(b, t, intermediate_size)` to `(b, t, h)`."""
-    return _linear(channels, weights, "mlp.down_proj")
+def project_down(channels: Tensor, weights: Weights, shape: LlamaShape) -> Tensor:
+    """Return what the FFN adds: down_proj, `(b, t, intermediate_size)` to `(b, t, h)`."""
+    return _scaled(_linear(channels, weights, "mlp.down_proj"), shape)
+
+
+def _scaled(added: Tensor, shape: LlamaShape) -> Tensor:
+    return added if shape.residual_multiplier == 1 else added * shape.residual_multiplier
 
 
 class Output(NamedTuple):
@@ -207,9 +219,10 @@ def output_of(
         if in_layer:
             x = run_layer(x, weights, shape, rope)
         elif place == BEFORE:
-            x = weights[EMBEDDING][tokens]
+            x = weights[EMBEDDING][tokens] * shape.embedding_multiplier
         else:
-            head = Head(weights[FINAL_NORM], weights[PROJECTION], shape.rms_norm_eps)
+            head = Head(weights[FINAL_NORM], weights[PROJECTION], shape.rms_norm_eps,
+                        shape.logits_scaling)
     return Output(x, head or output_head(checkpoint, where))
 
 

@@ -151,7 +151,8 @@ def _embedding_gradients(checkpoint: Checkpoint, tokens: Tensor, wanted: Tensor)
     weight = torch.empty(checkpoint.dims(OUTER[0]))
     sums = _Sums({OUTER[0]: weight}, len(tokens))
     for ids, after in zip(tokens, wanted, strict=True):
-        sums.add([torch.zeros_like(weight).index_add_(0, ids, after)])
+        sums.add([torch.zeros_like(weight).index_add_(
+            0, ids, after, alpha=checkpoint.shape.embedding_multiplier)])
     return sums.found()
 
 

@@ -56,8 +56,9 @@ def mapped_layers(
         parts = []
         for i in range(len(states)):
             x = states[i : i + 1]
-            x = x + forward.project_out(forward.attention_heads(x, weights, shape, rope), weights)
-            added = forward.project_down(forward.ffn_channels(x, weights, shape), weights)
+            x = x + forward.project_out(
+                forward.attention_heads(x, weights, shape, rope), weights, shape)
+            added = forward.project_down(forward.ffn_channels(x, weights, shape), weights, shape)
             states[i : i + 1] = x + added
             if ends_before_span:
                 parts.append((added[0], x[0]))

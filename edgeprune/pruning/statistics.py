@@ -94,11 +94,11 @@ def measure_statistics(
             see(states)
             attended = forward.attention_heads(states, weights, shape, rope)
             moments["heads"].add(attended)
-            states = states + forward.project_out(attended, weights)
+            states = states + forward.project_out(attended, weights, shape)
             see(states)
             channels = forward.ffn_channels(states, weights, shape)
             moments["channels"].add(channels)
-            x[i] = (states + forward.project_down(channels, weights))[0].to(x.device)
+            x[i] = (states + forward.project_down(channels, weights, shape))[0].to(x.device)
         found = {name: m.gram for name, m in moments.items()}
         found |= {f"{name}_mean": m.total / tokens.numel() for name, m in moments.items()}
         found["n_tokens"] = torch.tensor(tokens.numel())

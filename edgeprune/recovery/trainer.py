@@ -15,6 +15,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +44,7 @@ from edgeprune.recovery.recipe import Method, Recipe
 from edgeprune.recovery.texts import Examples
 
 CHECKPOINTS = "checkpoints"
+WARMUP = 0.05  # of the steps
 SAVES = 20  # checkpoints of a training
 _STATE = "trainer_state.json"  # what transformers writes last into a checkpoint
 
@@ -124,6 +126,8 @@ def train(
     """
     arguments = _arguments(recipe, work / CHECKPOINTS, checkpointing=checkpointing)
     arguments.gradient_accumulation_steps = recipe.accumulation(arguments.world_size)
+    # transformers 5 has no share of the steps
+    arguments.warmup_steps = ceil(WARMUP * recipe.epochs * len(examples.train) / recipe.batch)
     with arguments.main_process_first(local=False):
         newest = _newest_checkpoint(work, key)
     model = stock_model(Checkpoint(models.student), torch.float32)
@@ -156,7 +160,7 @@ def _arguments(recipe: Recipe, directory: Path, *, checkpointing: bool) -> SFTCo
     on_gpu, several = torch.cuda.is_available(), int(os.environ.get("WORLD_SIZE", "1")) > 1
     return SFTConfig(
         output_dir=str(directory), num_train_epochs=recipe.epochs,
-        learning_rate=recipe.learning_rate, lr_scheduler_type="cosine", warmup_ratio=0.05,
+        learning_rate=recipe.learning_rate, lr_scheduler_type="cosine",
         weight_decay=0.0, max_grad_norm=1.0, per_device_train_batch_size=recipe.micro_batch,
         max_length=recipe.n_tokens, seed=recipe.seed, data_seed=recipe.seed,
         bf16=torch.cuda.is_bf16_supported() if on_gpu else multiplies_bfloat16(),

@@ -41,7 +41,7 @@ from edgeprune.run.onnx_choice import choose_onnx_format
 from edgeprune.run.options import Options
 from edgeprune.run.parts import Parts
 from edgeprune.run.request import AUTO, NO_TEXT, Request, open_run
-from edgeprune.run.strategies import strategy_of
+from edgeprune.run.strategies import check_strategy, strategy_of
 from edgeprune.run.weights import Weights
 from edgeprune.target.measure import model_bytes
 from edgeprune.target.measurement import Comparison, Measurement, Workload
@@ -121,6 +121,7 @@ def _begun(options: Options, say: Say, notify: Say) -> Iterator[tuple[Parts, Bud
     target = load_target(options.target, options.targets)
     name, directory = resolve_model(options.model, options.adapter, notify=notify)
     checkpoint = Checkpoint(directory)
+    check_strategy(strategy, checkpoint.shape)
     if (longest := checkpoint.shape.max_position_embeddings) < budget.n_ctx:
         raise UsageError(f"the budget needs a context of {budget.n_ctx} tokens, the model was made "
                          f"for {longest}", remedy="ask for fewer tokens")

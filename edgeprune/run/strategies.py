@@ -12,6 +12,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from edgeprune.errors import UsageError
+from edgeprune.model.shape import LlamaShape
 from edgeprune.planning.recipes import Planner
 from edgeprune.pruning.criterion import Criterion, Method
 from edgeprune.records import Record
@@ -100,3 +101,14 @@ def strategy_of(name: str, *, importance: str | None = None, repair: bool = True
                     method for method in Method if not Criterion(method=method).needs_statistics))
         changes["criterion"] = criterion
     return STRATEGIES[name].model_copy(update=changes)
+
+
+def check_strategy(strategy: Strategy, shape: LlamaShape) -> None:
+    """Refuse a strategy whose result a model's family has no place for.
+
+    Raises:
+        UsageError: It adds biases, and the family has none.
+    """
+    if strategy.repair is Repair.BIAS and not shape.of.takes_biases:
+        raise UsageError(f"strategy {strategy.name} adds biases, which a {shape.family} model has "
+                         "no place for", got=strategy.name, remedy="take another --strategy")

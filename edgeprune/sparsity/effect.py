@@ -13,7 +13,7 @@ from typing import NamedTuple
 import gguf
 import numpy as np
 
-from edgeprune.export.gguf import interleave_rope_rows
+from edgeprune.export.gguf import in_llama_cpps_order
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.layout import gguf_name
 from edgeprune.quality.evaluate import perplexity
@@ -157,8 +157,7 @@ def count_zeros(sparse: Checkpoint, artifact: Path) -> Iterator[MatrixZeros]:
     for layer in range(shape.num_hidden_layers):
         for spec in sparse_matrices(shape, layer):
             zeros = sparse.tensor(spec.name).float().numpy() == 0
-            if heads := spec.rotary_heads(shape):
-                zeros = interleave_rope_rows(zeros, heads)
+            zeros = in_llama_cpps_order(zeros, spec, shape)
             tensor = stored[gguf_name(spec.name)]
             values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
             n_zeros = int(zeros.sum())

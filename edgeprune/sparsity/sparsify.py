@@ -187,7 +187,7 @@ def linear_inputs(
         Tensors `(b, t, n_columns)`.
     """
     heads = forward.attention_heads(x, weights, shape, rope)
-    middle = x + forward.project_out(heads, weights)
+    middle = x + forward.project_out(heads, weights, shape)
     return {
         "attention": forward.rms_norm(x, weights["input_layernorm.weight"], shape.rms_norm_eps),
         "heads": heads,

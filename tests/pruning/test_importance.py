@@ -45,7 +45,7 @@ class World:
             x = forward.decoder_layer(x, forward.load_layer(self.checkpoint, layer), self.shape,
                                       rope)
         heads = forward.attention_heads(x, self.weights, self.shape, rope)
-        x = x + forward.project_out(heads, self.weights)
+        x = x + forward.project_out(heads, self.weights, self.shape)
         # what o_proj and down_proj take in, (tokens, width)
         self.heads = heads.flatten(0, 1)
         self.channels = forward.ffn_channels(x, self.weights, self.shape).flatten(0, 1)

@@ -1,0 +1,174 @@
+"""Every family computes what stock transformers does, after each kind of cut, and as artifact."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from edgeprune.errors import InputError, UsageError
+from edgeprune.export.gguf import export_gguf
+from edgeprune.export.onnx import export_onnx
+from edgeprune.model.checkpoint import Checkpoint
+from edgeprune.model.cuts import Cuts, Kept
+from edgeprune.model.families import FAMILIES
+from edgeprune.model.gguf import GgufModel
+from edgeprune.model.onnx import OnnxModel
+from edgeprune.model.shape import shape_of_config
+from edgeprune.model.source import resolve_model
+from edgeprune.model.tensors import tensor_specs
+from edgeprune.pruning.components import principal_components
+from edgeprune.pruning.compress import repaired_layers
+from edgeprune.pruning.forward import load_layer, output_of
+from edgeprune.pruning.gradients import layer_gradients
+from edgeprune.pruning.sample import Sample
+from edgeprune.pruning.statistics import measure_statistics, read_hidden_moments
+from edgeprune.pruning.surgery import prune, write_pruned
+from edgeprune.run.strategies import check_strategy, strategy_of
+from tests.tiny import KINDS, hf_logits, make_tiny
+
+TOKENS = [5, 17, 101, 33, 64, 2]
+# what makes a model of each family one that hides no mistake
+ENTRIES: dict[str, dict[str, Any]] = {
+    "llama": {"attention_bias": True, "mlp_bias": True}, "mistral": {"sliding_window": None},
+    "qwen2": {}, "qwen3": {},
+    "granite": {"embedding_multiplier": 3.0, "attention_multiplier": 0.3,
+                "residual_multiplier": 0.4, "logits_scaling": 2.5, "attention_bias": True},
+}
+CUTS = {"nothing": Cuts(), "layers": Cuts(layers=(1, 2)), "ffn": Cuts(ffn_channels=32),
+        "query heads": Cuts(query_heads=1), "groups": Cuts(kv_groups=1)}
+
+
+def _close(ours: np.ndarray[Any, Any], theirs: torch.Tensor) -> None:
+    np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-3 * float(theirs.abs().max()), rtol=0)
+
+
+def _computed(checkpoint: Checkpoint) -> np.ndarray[Any, Any]:
+    layers = ((i, load_layer(checkpoint, i)) for i in range(checkpoint.shape.num_hidden_layers))
+    with torch.inference_mode():
+        output = output_of(checkpoint, layers, torch.tensor([TOKENS]))
+        return np.asarray(output.head.logits(output.states)[0].numpy())
+
+
+@pytest.fixture(params=[(family, kind) for family in FAMILIES for kind in KINDS],
+                ids="-".join)
+def model(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Give a tiny model of each family: GQA and MHA, tied and untied."""
+    family, kind = request.param
+    return make_tiny(tmp_path / "model", kind, family=family, **ENTRIES[family])
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_logits_are_those_of_transformers_after_every_cut(
+    model: Path, cut: str, tmp_path: Path
+) -> None:
+    shape = Checkpoint(model).shape
+    cuts, width = CUTS[cut], shape.queries_per_group
+    if cuts.query_heads >= width:
+        return  # a group of one query head goes whole
+    kept = {layer: Kept(
+        kv_heads=tuple(range(shape.num_key_value_heads - cuts.kv_groups)),
+        query_heads=tuple(i for i in range((shape.num_key_value_heads - cuts.kv_groups) * width)
+                          if i % width >= cuts.query_heads),
+        ffn_channels=tuple(range(cuts.ffn_channels, shape.intermediate_size)))
+        for layer in range(shape.num_hidden_layers)}
+    prune(Checkpoint(model), cuts, kept, tmp_path / "pruned")
+    pruned = Checkpoint(tmp_path / "pruned")
+    assert pruned.shape.family == shape.family
+    expected = hf_logits(pruned.path, TOKENS)
+    _close(_computed(pruned), expected)
+    file = tmp_path / "pruned.gguf"
+    export_gguf(pruned, None, file, quant="F32", name="pruned")
+    with GgufModel(file, exact=True) as opened:
+        _close(opened.logits(TOKENS), expected)
+    if cut in {"nothing", "groups"}:
+        export_onnx(pruned, None, tmp_path / "onnx", quant="onnx:fp32")
+        with OnnxModel(tmp_path / "onnx") as graph:
+            _close(graph.logits(TOKENS), expected)
+
+
+def test_a_gguf_file_gives_the_model_back(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEPRUNE_CACHE", str(tmp_path / "cache"))
+    source = Checkpoint(model)
+    export_gguf(source, None, tmp_path / "file.gguf", quant="F32", name="file")
+    again = Checkpoint(resolve_model(str(tmp_path / "file.gguf"))[1])
+    assert again.shape.family == source.shape.family
+    for spec in tensor_specs(source.shape):
+        assert torch.equal(again.tensor(spec.name), source.tensor(spec.name)), spec.name
+    expected = hf_logits(model, TOKENS)
+    _close(hf_logits(again.path, TOKENS).numpy(), expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_repair_and_components_know_the_family(family: str, tmp_path: Path) -> None:
+    """What is fitted comes nearer; narrower hidden states are computed alike everywhere."""
+    checkpoint = Checkpoint(make_tiny(tmp_path / "m", family=family, **ENTRIES[family]))
+    text = torch.randint(0, 128, (16, 32), generator=torch.Generator().manual_seed(1))
+    cuts, seen = Cuts(ffn_channels=40), text[0].tolist()
+    kept = {layer: Kept(kv_heads=(0, 1), query_heads=(0, 1, 2, 3), ffn_channels=tuple(range(56)))
+            for layer in range(4)}
+    prune(checkpoint, cuts, kept, tmp_path / "cut")
+    layers = repaired_layers(checkpoint, cuts, kept, Sample.of_one_kind(text))
+    write_pruned(checkpoint, cuts, layers, tmp_path / "repaired")
+    whole, cut, repaired = (hf_logits(tmp_path / name, seen) for name in ("m", "cut", "repaired"))
+    assert (repaired - whole).square().mean() < 0.9 * (cut - whole).square().mean()
+
+    measure_statistics(checkpoint, text, tmp_path / "statistics")
+    basis = principal_components(read_hidden_moments(tmp_path / "statistics"))
+    layers = repaired_layers(checkpoint, Cuts(), {}, Sample.of_one_kind(text), basis=basis)
+    output = output_of(checkpoint, layers, text[:1])
+    turned = output.head.logits(output.states)[0]
+    torch.testing.assert_close(turned, whole, rtol=0, atol=1e-2 * float(whole.abs().max()))
+    narrow = repaired_layers(checkpoint, Cuts(components=20), {}, Sample.of_one_kind(text),
+                             basis=basis[:, :44])
+    write_pruned(checkpoint, Cuts(components=20), narrow, tmp_path / "narrow")
+    theirs = hf_logits(tmp_path / "narrow", TOKENS)
+    _close(_computed(Checkpoint(tmp_path / "narrow")), theirs)
+    export_gguf(Checkpoint(tmp_path / "narrow"), None, tmp_path / "narrow.gguf", quant="F32",
+                name="narrow")
+    with GgufModel(tmp_path / "narrow.gguf", exact=True) as opened:
+        _close(opened.logits(TOKENS), theirs)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_are_those_of_autograd(family: str, tmp_path: Path) -> None:
+    """Of what a family adds: head norms, and the embedding under its multiplier."""
+    checkpoint = Checkpoint(make_tiny(tmp_path / "m", family=family, kind="gqa-untied",
+                                      **ENTRIES[family]))
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=torch.float32)
+    tokens = torch.tensor([TOKENS])
+    model(tokens, labels=tokens).loss.backward()
+    theirs = {name: weight.grad for name, weight in model.named_parameters()}
+    for layer, found in layer_gradients(checkpoint, tokens, outer=True):
+        prefix = f"model.layers.{layer}." if layer in range(4) else ""
+        for name, gradient in found.first.items():
+            torch.testing.assert_close(gradient, theirs[prefix + name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_what_a_family_has_no_place_for_is_refused_by_name(family: str, tmp_path: Path) -> None:
+    shape = Checkpoint(make_tiny(tmp_path / "m", family=family, **ENTRIES[family])).shape
+    with pytest.raises(UsageError, match=f"biases, which a {family} model has no place for"):
+        check_strategy(strategy_of("flap"), shape)
+    check_strategy(strategy_of("edgeprune"), shape)
+
+
+@pytest.mark.parametrize(("family", "entries", "said"), [
+    ("qwen2", {"use_sliding_window": True}, "unsupported use_sliding_window: got True"),
+    ("qwen3", {"attention_bias": True}, "unsupported attention_bias: got True"),
+    ("granite", {"hidden_act": "gelu"}, "unsupported hidden_act: got 'gelu'"),
+])
+def test_what_a_family_may_have_and_we_do_not_is_refused_by_name(
+    family: str, entries: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    model = make_tiny(tmp_path / "m", family=family, **ENTRIES[family])
+    config = json.loads((model / "config.json").read_text())
+    with pytest.raises(InputError, match=said):
+        shape_of_config({**config, **entries})
