@@ -1,1 +1,1 @@
-"""What a Llama is: its shape, its tensors, its files."""
+"""What a model is: its family, its shape, its tensors, its files."""
