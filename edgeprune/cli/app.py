@@ -38,8 +38,8 @@ from edgeprune.records import __version__
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Fit a language model to an ARM machine: measure the machine, prune to a budget, quantize, "
-    "and verify on the machine itself.\n\n"
+    help="Fit a language model to an ARM machine: measure the machine, prune to a budget, "
+    "quantize, and verify on the machine itself.\n\n"
     "Exit codes: 0 budget met, 2 usage, 3 infeasible, 4 inconclusive, 5 device error, 6 input "
     "error, 7 budget missed, 8 an ONNX format loses too much, 9 a judge cannot be asked, 10 a "
     "target refused a bundle, 130 interrupted, 1 our own fault.\n\n"
