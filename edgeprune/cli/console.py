@@ -126,7 +126,7 @@ def check_destination(
         UsageError: Something else is there, or one of the models.
     """
     from edgeprune.errors import UsageError
-    from edgeprune.model.dequantize import is_gguf
+    from edgeprune.model.files import is_gguf
     from edgeprune.model.tokenizer import NAME as TOKENIZER
 
     what = "directory" if holds else "file"

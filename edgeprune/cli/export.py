@@ -41,6 +41,7 @@ def export(
     from tempfile import TemporaryDirectory
 
     from edgeprune.model.checkpoint import Checkpoint
+    from edgeprune.model.files import model_bytes
     from edgeprune.model.onnx_formats import FLOAT, GRAPH, is_onnx, is_quantized_onnx
     from edgeprune.model.quantization import check_format
     from edgeprune.model.source import resolve_model
@@ -48,7 +49,6 @@ def export(
     from edgeprune.quality.evaluate import perplexity
     from edgeprune.quality.loss import check_loss, perplexity_as
     from edgeprune.quality.verified import export_verified
-    from edgeprune.target.measure import model_bytes
 
     quant = check_format(number_format(kind, quant))
     check_destination(destination, Path(model), holds=GRAPH if is_onnx(quant) else None,

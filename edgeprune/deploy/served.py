@@ -11,13 +11,13 @@ from pathlib import Path
 
 from edgeprune.deploy.manifest import Limit
 from edgeprune.errors import UsageError
+from edgeprune.model.files import model_bytes
 from edgeprune.planning.budget import Metric
 from edgeprune.planning.grammar import read_budget
 from edgeprune.report.artifacts import servable_of
 from edgeprune.report.outcome import Outcome
 from edgeprune.report.tables import HEADER, before_after
 from edgeprune.report.words import plan_lines, verdict_lines
-from edgeprune.target.measure import model_bytes
 from edgeprune.target.measurement import Workload
 from edgeprune.target.probe import DeviceFacts
 

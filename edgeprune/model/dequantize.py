@@ -25,18 +25,9 @@ if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
-MAGIC = b"GGUF"
 MOST_ENTRIES = 2**17  # of a GGUF header; models have hundreds
 _FLOATS = {"F32": "float32", "BF16": "bfloat16"}  # types that are kept; all others become F16
 _SPECIAL = ("bos_token_id", "eos_token_id")
-
-
-def is_gguf(path: Path) -> bool:
-    """Tell whether a file is there and begins as GGUF files do."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
 
 
 def dequantize(path: Path, directory: Path) -> None:

@@ -16,7 +16,8 @@ from edgeprune.errors import InputError
 from edgeprune.model import hub
 from edgeprune.model.adapter import merged
 from edgeprune.model.config import CONFIG, GIVE, read_config, refuse_pointer
-from edgeprune.model.dequantize import dequantize, is_gguf
+from edgeprune.model.dequantize import dequantize
+from edgeprune.model.files import is_gguf
 from edgeprune.model.shape import LlamaShape, shape_of_config
 from edgeprune.records import file_digest
 

@@ -29,6 +29,7 @@ from edgeprune.data import shipped_text
 from edgeprune.data.kinds import Message, Passage, shares_in, shipped_kinds, users_kind
 from edgeprune.data.spread import spread
 from edgeprune.errors import InputError
+from edgeprune.model.files import model_bytes
 from edgeprune.model.gguf import GgufModel
 from edgeprune.model.passages import tokens_of
 from edgeprune.records import Record
@@ -234,8 +235,7 @@ def threads_for(path: Path) -> int:
     Threads that share a CPU wait for each other, many times longer than they compute; so do those
     of a model that gives them little to do: `SMALL_BYTES`.
     """
-    files = [path] if path.is_file() else path.glob("*")
-    if sum(file.stat().st_size for file in files) < SMALL_BYTES:
+    if model_bytes(path) < SMALL_BYTES:
         return 1
     idle = 1 - psutil.cpu_percent(_LOOK_S) / 100
     return max(round(idle * (os.cpu_count() or 1)), 1)

@@ -15,7 +15,7 @@ from edgeprune.errors import InputError
 from edgeprune.export.artifact import artifact_name
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import kept_layers
-from edgeprune.model.dequantize import is_gguf
+from edgeprune.model.files import is_gguf
 from edgeprune.model.onnx_formats import GRAPH
 from edgeprune.model.source import resolve_model
 from edgeprune.model.tokenizer import NAME, tokenizer_of

@@ -15,6 +15,7 @@ from pathlib import Path
 from edgeprune.data.kinds import passages_of
 from edgeprune.errors import DeviceError, InputError, UsageError
 from edgeprune.model.checkpoint import Checkpoint
+from edgeprune.model.files import model_bytes
 from edgeprune.model.quantization import DEFAULT_FORMAT, check_format
 from edgeprune.model.shape import LlamaShape
 from edgeprune.model.source import resolve_model
@@ -43,7 +44,6 @@ from edgeprune.run.parts import Parts
 from edgeprune.run.request import AUTO, NO_TEXT, Request, open_run
 from edgeprune.run.strategies import check_strategy, strategy_of
 from edgeprune.run.weights import Weights
-from edgeprune.target.measure import model_bytes
 from edgeprune.target.measurement import Comparison, Measurement, Workload
 from edgeprune.target.session import Device, open_device
 from edgeprune.target.target import load_target

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgeprune.errors import DeviceError, InputError
-from edgeprune.model.dequantize import is_gguf
+from edgeprune.model.files import is_gguf, model_bytes
 from edgeprune.model.onnx_formats import GRAPH
 from edgeprune.model.runtimes import UBATCH
 from edgeprune.target.fitness import check_ram
@@ -149,12 +149,6 @@ def check_fits(device: Device, artifact: Path) -> None:
     size = model_bytes(artifact)
     check_ram(device.target, device.facts, size)
     check_free(device.target.name, device.facts.disk_free_bytes, device.work, size)
-
-
-def model_bytes(artifact: Path) -> int:
-    """Return what a model weighs: its file, or all files of an ONNX model."""
-    files = artifact.iterdir() if artifact.is_dir() else [artifact]
-    return sum(file.stat().st_size for file in files)
 
 
 def _record(

@@ -27,6 +27,16 @@ def test_what_agrees_is_written(
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 
+def test_what_ram_does_not_hold_is_judged_by_its_first_layers(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verified, "HELD", 0)
+    export_verified(Checkpoint(small), None, tmp_path / "made", quant="Q4_0", name="made")
+    monkeypatch.setattr(ours, "interleave_rope_rows", lambda array, _: array)
+    with pytest.raises(EdgePruneError, match="as F16 computes something else"):
+        export_verified(Checkpoint(small), None, tmp_path / "other", quant="Q4_0", name="other")
+
+
 @pytest.mark.parametrize("quant", ["F32", "Q4_0", "Q8_0"])
 def test_rows_in_the_wrong_order_are_found_in_every_format(
     quant: str, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
