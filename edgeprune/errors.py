@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from textwrap import shorten
 from typing import ClassVar
 
 # What readers of files raise on bytes that make no sense; of our own errors it holds none.
@@ -93,3 +94,13 @@ def nearest(word: str, known: Iterable[str]) -> str:
     names = sorted(known)
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
+
+
+def said(error: BaseException, width: int = 200) -> str:
+    """Return what another library's error says, in one line, cut between words."""
+    lines = getattr(error, "errors", None)
+    if callable(lines) and (found := lines()) and isinstance(found[0], dict):  # pydantic's
+        place = ".".join(str(part) for part in found[0].get("loc", ()))
+        text = str(found[0].get("msg", "")).removeprefix("Value error, ")
+        return shorten(f"{place}: {text}" if place else text, width, placeholder=" ...")
+    return shorten(str(error), width, placeholder=" ...")

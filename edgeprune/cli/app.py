@@ -33,6 +33,7 @@ from edgeprune.cli.serve import serve
 from edgeprune.cli.sparsify import sparsify
 from edgeprune.cli.target import target_app
 from edgeprune.errors import EdgePruneError, UsageError
+from edgeprune.model.files import users_path
 from edgeprune.records import __version__
 
 app = typer.Typer(
@@ -64,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # torch's threads wait for each other asleep, so that other processes have the CPU
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        app(args=argv, prog_name="edgeprune")
+        app(args=[_at_home(word) for word in (sys.argv[1:] if argv is None else argv)],
+            prog_name="edgeprune")
     except EdgePruneError as error:
         # what a device said may be in it: nothing that a terminal obeys
         said = "".join(char if char.isprintable() else "?" for char in str(error))
@@ -82,6 +84,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _interrupted()
         return end.code if isinstance(end.code, int) else 1
     return 0
+
+
+def _at_home(word: str) -> str:
+    """Return a word of the command line with `~` for the home directory, as shells write it out.
+
+    They leave it in quotes, and after an option's `=`.
+    """
+    option, equals, value = word.partition("=")
+    if option.startswith("--") and value.startswith("~"):
+        return f"{option}{equals}{users_path(value)}"
+    return str(users_path(word)) if word.startswith("~") else word
 
 
 def _interrupted() -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -29,7 +29,8 @@ Model = Annotated[str, typer.Argument(
     help="A Hugging Face directory (safetensors), a .gguf file, a model on the Hugging Face Hub "
     "(org/name or org/name@revision), or 'smollm2'.")]
 Adapter = Annotated[Path | None, typer.Option("--adapter", help=(
-    "The directory of a LoRA adapter, which is merged into the model first (with peft)."))]
+    "The directory of a LoRA adapter, or its name on the Hub: merged into the model first, by "
+    "peft."))]
 Quant = Annotated[str, typer.Option(
     help="Q4_0, Q4_K_M, Q5_K_M, Q6_K, Q8_0, F16 or F32.")]
 Format = Annotated[str, typer.Option("--format", help=(
@@ -109,6 +110,35 @@ def number_format(kind: str, quant: str) -> str:
         raise UsageError(f"--quant is for --format gguf, not for {kind}", got=quant,
                          remedy="leave one of the two out")
     return kind
+
+
+@contextmanager
+def scratch_beside(destination: Path) -> Iterator[Path]:
+    """Give an empty directory beside what is to be written.
+
+    Directories on the way there are made; where the work fails, they go again.
+
+    Raises:
+        UsageError: Nothing can be written there.
+    """
+    from tempfile import TemporaryDirectory
+
+    from edgeprune.errors import UsageError
+
+    missing = [place for place in destination.parents if not place.exists()]
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        try:
+            scratch = TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}.")
+        except FileNotFoundError as error:  # in /proc and the like
+            raise UsageError("nothing can be written there", got=str(destination.parent),
+                             remedy="give another path") from error
+        with scratch as path:
+            yield Path(path)
+    finally:
+        with suppress(OSError):  # it holds something
+            for place in missing:
+                place.rmdir()
 
 
 def check_destination(

@@ -17,6 +17,7 @@ from edgeprune.cli.console import (
     check_destination,
     number_format,
     progress,
+    scratch_beside,
 )
 from edgeprune.model.quantization import DEFAULT_FORMAT
 
@@ -38,8 +39,6 @@ def export(
 
     Another: edgeprune export ./my-llama my-llama-int8 --format onnx:int8
     """
-    from tempfile import TemporaryDirectory
-
     from edgeprune.model.checkpoint import Checkpoint
     from edgeprune.model.files import model_bytes
     from edgeprune.model.onnx_formats import FLOAT, GRAPH, is_onnx, is_quantized_onnx
@@ -51,20 +50,19 @@ def export(
     from edgeprune.quality.verified import export_verified
 
     quant = check_format(number_format(kind, quant))
-    check_destination(destination, Path(model), holds=GRAPH if is_onnx(quant) else None,
-                      force=force)
+    read = [Path(model)] if adapter is None else [Path(model), adapter]
+    check_destination(destination, *read, holds=GRAPH if is_onnx(quant) else None, force=force)
     with progress() as (say, notify):
         name, directory = resolve_model(model, adapter, notify=notify)
         checkpoint = Checkpoint(directory)
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}.") as part:
-            tokenizer = tokenizer_of(directory, Path(part) / "tokenizer.gguf",
+        with scratch_beside(destination) as part:
+            tokenizer = tokenizer_of(directory, part / "tokenizer.gguf",
                                      checkpoint.shape.vocab_size)
-            made = Path(part) / destination.name
+            made = part / destination.name
             notify(f"writing {quant}")
             export_verified(checkpoint, tokenizer, made, quant=quant, name=name)
             if is_quantized_onnx(quant) and not allow_quality_loss:
-                exact = perplexity_as(checkpoint, tokenizer, FLOAT, Path(part), notify=notify)
+                exact = perplexity_as(checkpoint, tokenizer, FLOAT, part, notify=notify)
                 check_loss(quant, perplexity(made, notify=notify), exact)
             if destination.is_dir():
                 shutil.rmtree(destination)

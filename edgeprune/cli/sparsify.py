@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -17,6 +16,7 @@ from edgeprune.cli.console import (
     check_destination,
     print_table,
     progress,
+    scratch_beside,
 )
 
 
@@ -77,9 +77,7 @@ def sparsify(
         check_rows(recipe, checkpoint.shape)
         # a target that cannot be reached is told before the work, not after it
         device = None if where is None else stack.enter_context(open_device(where, notify=notify))
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(stack.enter_context(TemporaryDirectory(
-            prefix=f".{destination.name}-", dir=destination.parent)))
+        scratch = stack.enter_context(scratch_beside(destination))
         tokenizer = tokenizer_of(directory, scratch / "tokenizer.gguf",
                                  checkpoint.shape.vocab_size)
         tokens = calibration_of(recipe, tokenizer, calibration)

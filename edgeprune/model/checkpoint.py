@@ -71,7 +71,7 @@ class Checkpoint:
 
         Its file is opened for it alone: a mapping that stays open keeps in RAM all that was read.
         """
-        tensor: torch.Tensor = _opened(self._files[name], "pt").get_tensor(name)
+        tensor: torch.Tensor = open_weights(self._files[name], "pt").get_tensor(name)
         return tensor
 
     def first_layers(self, count: int) -> Checkpoint:
@@ -98,22 +98,22 @@ class Checkpoint:
     def _file(self, name: str) -> Any:
         path = self._files[name]
         if path not in self._open:
-            self._open[path] = _opened(path)
+            self._open[path] = open_weights(path)
         return self._open[path]
 
     def _check(self) -> None:
         for spec in tensor_specs(self.shape):
             if spec.name not in self._files:
                 raise self._missing(spec.name)
+            if (kind := self._file(spec.name).get_slice(spec.name).get_dtype()) not in _FLOATS:
+                raise InputError(f"tensor {spec.name} of {self.path} is quantized", got=kind,
+                                 remedy=UNQUANTIZED)
             if (found := self.dims(spec.name)) != spec.dims(self.shape):
                 raise InputError(
                     f"tensor {spec.name} should be {spec.dims(self.shape)} by config.json",
                     got=found,
                     remedy="config and weights belong to different models",
                 )
-            if (kind := self._file(spec.name).get_slice(spec.name).get_dtype()) not in _FLOATS:
-                raise InputError(f"tensor {spec.name} of {self.path} is quantized", got=kind,
-                                 remedy=UNQUANTIZED)
 
     def _missing(self, name: str) -> InputError:
         """Say why a tensor is not there: its layer's are packed by a quantizer, or it is not."""
@@ -126,7 +126,7 @@ class Checkpoint:
             remedy="the checkpoint is incomplete, or is not what its config.json says")
 
 
-def _opened(path: Path, framework: str = "np") -> Any:
+def open_weights(path: Path, framework: str = "np") -> Any:
     """Open a file of weights; to look at what is in it takes no torch, which is heavy."""
     refuse_pointer(path)
     try:
@@ -214,7 +214,7 @@ def _index(path: Path) -> dict[str, Path]:
     """
     single, index = path / WEIGHTS, path / INDEX
     if single.is_file():
-        return dict.fromkeys(_opened(single).keys(), single)
+        return dict.fromkeys(open_weights(single).keys(), single)
     if not index.is_file():
         raise InputError(
             f"no {WEIGHTS} or {INDEX} in {path}",
@@ -228,7 +228,7 @@ def _index(path: Path) -> dict[str, Path]:
     if missing := sorted({f.name for f in files.values() if not f.is_file()}):
         raise InputError(f"weight files named in {index} are missing", got=missing,
                          remedy="download or copy them, too")
-    held = {file: set(_opened(file).keys()) for file in set(files.values())}
+    held = {file: set(open_weights(file).keys()) for file in set(files.values())}
     if absent := sorted(name for name, file in files.items() if name not in held[file]):
         raise InputError(f"tensors that {index} names are not in their files", got=absent[:3],
                          remedy="download or copy the files again")

@@ -12,7 +12,7 @@ from typing import Any
 from edgeprune.errors import InputError
 
 CONFIG = "config.json"
-ADAPTER = "adapter_config.json"
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 GIVE = ("give a Hugging Face model directory, a .gguf file, the name of a model on the Hub "
         "(org/name) or 'smollm2'")
 _LFS = b"version https://git-lfs."  # how a Git LFS pointer begins

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeprune.errors import MALFORMED, InputError
+from edgeprune.errors import MALFORMED, InputError, said
 from edgeprune.model.checkpoint import write_checkpoint
 from edgeprune.model.families import BY_GGUF, Family
 from edgeprune.model.layout import ROPE_FACTORS, gguf_name
@@ -41,8 +41,8 @@ def dequantize(path: Path, directory: Path) -> None:
         _check_counts(path)
         _write(path, directory)
     except MALFORMED as error:
-        raise InputError(f"{path} is not a readable GGUF file ({str(error)[:200]})",
-                         remedy="download or copy it again") from error
+        raise InputError(f"{path} is not a usable GGUF file ({said(error)})",
+                         remedy="download or copy it again, or export it anew") from error
 
 
 def _check_counts(path: Path) -> None:
@@ -79,14 +79,24 @@ def _write(path: Path, directory: Path) -> None:
 class _Fields(dict[str, Any]):
     """What a file says of itself, by name."""
 
-    def own(self, name: str, *default: Any) -> Any:
-        """Return a field that is named after the architecture.
+    def own(self, name: str, default: Any) -> Any:
+        """Return a field that is named after the architecture, or a default."""
+        return self.get(f"{self['general.architecture']}.{name}", default)
+
+    def number(self, name: str, default: int | None = None) -> int:
+        """Return a number of the shape, such as the layers have all alike.
 
         Raises:
-            KeyError: It is not there, and there is no default.
+            InputError: It is not there, is no number above zero, or differs from layer to layer.
         """
-        name = f"{self['general.architecture']}.{name}"
-        return self.get(name, *default) if default else self[name]
+        found = self.own(name, default)
+        if isinstance(found, list) and len(set(found)) == 1:
+            found = found[0]
+        if not isinstance(found, int) or found < 1:
+            name = f"{self['general.architecture']}.{name}"
+            what = "differs by layer" if isinstance(found, list) else "is no number above zero"
+            raise InputError(f"the GGUF file's {name} {what}", got=found, remedy=SUPPORTED)
+        return found
 
 
 def _family(path: Path, fields: _Fields) -> Family:
@@ -106,8 +116,9 @@ def _shape(
     path: Path, fields: _Fields, tensors: Mapping[str, gguf.ReaderTensor], family: Family
 ) -> LlamaShape:
     """Read the numbers of the model; what a file may leave out is as llama.cpp takes it."""
-    heads, width = fields.own("attention.head_count"), fields.own("embedding_length")
-    head_dim = fields.own("attention.key_length", width // heads)
+    heads = fields.number("attention.head_count")
+    width = fields.number("embedding_length")
+    head_dim = fields.number("attention.key_length", width // heads)
     for name in ("attention.value_length", "rope.dimension_count"):
         if (found := fields.own(name, head_dim)) != head_dim:
             raise InputError(f"{path}: {name} should be {head_dim}", got=found, remedy=SUPPORTED)
@@ -123,13 +134,13 @@ def _shape(
             "mlp_bias": _has_bias(tensors, "ffn_gate", "ffn_up", "ffn_down")}
     shape = LlamaShape(
         family=family.model_type, hidden_size=width,
-        intermediate_size=fields.own("feed_forward_length"),
-        num_hidden_layers=fields.own("block_count"), num_attention_heads=heads,
-        num_key_value_heads=fields.own("attention.head_count_kv", heads),
+        intermediate_size=fields.number("feed_forward_length"),
+        num_hidden_layers=fields.number("block_count"), num_attention_heads=heads,
+        num_key_value_heads=fields.number("attention.head_count_kv", heads),
         head_dim=head_dim, vocab_size=int(tensors["token_embd.weight"].shape[1]),
-        max_position_embeddings=fields.own("context_length"),
+        max_position_embeddings=fields.number("context_length"),
         tie_word_embeddings="output.weight" not in tensors,
-        rms_norm_eps=fields.own("attention.layer_norm_rms_epsilon"),
+        rms_norm_eps=fields.own("attention.layer_norm_rms_epsilon", None),
         rope_theta=fields.own("rope.freq_base", 10000.0), **numbers)
     return shape.replace(rope_scaling=_scaling(path, shape, fields, tensors))
 
@@ -142,10 +153,12 @@ def _has_bias(tensors: Mapping[str, Any], *modules: str) -> bool:
 def _scaling(
     path: Path, shape: LlamaShape, fields: _Fields, tensors: Mapping[str, Any]
 ) -> RopeScaling | None:
-    kind = fields.own("rope.scaling.type", "none")
-    if kind == "linear":
-        return RopeScaling(rope_type="linear", factor=fields.own("rope.scaling.factor"))
-    if kind != "none":
+    # as llama.cpp: linear by default, its factor under an older name, too
+    kind = fields.own("rope.scaling.type", "linear")
+    factor = fields.own("rope.scaling.factor", fields.own("rope.scale_linear", 0.0))
+    if kind == "linear" and factor not in {0, 1}:
+        return RopeScaling(rope_type="linear", factor=factor)
+    if kind not in {"none", "linear"}:
         raise InputError(f"{path}: unsupported rope scaling", got=kind, remedy=SUPPORTED)
     if ROPE_FACTORS not in tensors:
         return None
@@ -153,7 +166,8 @@ def _scaling(
     factors = [float(factor) for factor in tensors[ROPE_FACTORS].data]
     scaling = RopeScaling(rope_type="llama3", factor=max(factors))
     expected = rope_factors(shape.replace(rope_scaling=scaling))
-    if any(abs(a - b) > 1e-3 * b for a, b in zip(factors, expected, strict=True)):
+    if len(factors) != len(expected) or any(
+            abs(a - b) > 1e-3 * b for a, b in zip(factors, expected, strict=True)):
         raise InputError(f"{path}: {ROPE_FACTORS} is not Llama 3's scaling", got=factors[:4],
                          remedy=SUPPORTED)
     return scaling

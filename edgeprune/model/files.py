@@ -22,3 +22,11 @@ def model_bytes(artifact: Path) -> int:
     """Return what a model weighs: its file, or all files of an ONNX model."""
     files = artifact.iterdir() if artifact.is_dir() else [artifact]
     return sum(file.stat().st_size for file in files)
+
+
+def users_path(text: str) -> Path:
+    """Return a path that a user wrote; `~` is the home directory, of nobody known it stays."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)

@@ -13,18 +13,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edgeprune.errors import InputError
+from edgeprune.errors import InputError, said
 from edgeprune.model.checkpoint import COMPANIONS, INDEX
-from edgeprune.model.config import CONFIG
+from edgeprune.model.config import ADAPTER, ADAPTER_WEIGHTS, CONFIG
 
-_NAME = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[^@\s]+))?")
-FILES = (CONFIG, INDEX, "model*.safetensors", *COMPANIONS)
+_PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]|\.(?!\.))*(?<![.-])"
+_NAME = re.compile(rf"(?P<repository>{_PART}/{_PART})(@(?P<revision>[^@\s]+))?")
+WEIGHTS = "model*.safetensors"
+FILES = (CONFIG, INDEX, WEIGHTS, *COMPANIONS)
+ADAPTER_FILES = (ADAPTER, ADAPTER_WEIGHTS, *COMPANIONS)
 REMEDY = "a model of the Hub is named org/name or org/name@revision"
 
 
 def is_hub_name(reference: str) -> bool:
     """Tell whether a reference looks like a model of the Hub; whether it is there is not asked."""
-    return _NAME.fullmatch(reference) is not None and not reference.startswith(("./", "../"))
+    return _NAME.fullmatch(reference) is not None and "--" not in reference
 
 
 def snapshot(
@@ -51,7 +54,7 @@ def snapshot(
     repository, revision = match["repository"], match["revision"]
     notify(f"looking for {reference} on the Hugging Face Hub")
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(files),
+        found = Path(snapshot_download(repository, revision=revision, allow_patterns=list(files),
                                       tqdm_class=_reporting(reference, notify)))
     except errors.GatedRepoError as error:
         raise InputError(
@@ -64,14 +67,19 @@ def snapshot(
         raise InputError(
             "no such directory or file, and no such model on the Hugging Face Hub",
             got=reference, remedy="is its name right? A private model needs HF_TOKEN") from error
-    except (errors.HFValidationError, errors.HfHubHTTPError, errors.LocalEntryNotFoundError,
-            OSError, ValueError) as error:
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError, ValueError) as error:
         raise _failed(reference, error) from error
+    for needed in {CONFIG, WEIGHTS, ADAPTER, ADAPTER_WEIGHTS} & set(files):
+        if not any(found.glob(needed)):
+            raise InputError(
+                f"{reference} of the Hugging Face Hub has no {needed}, or none was fetched yet",
+                remedy="only safetensors weights with their config.json are read; if it has them, "
+                "run again with a network (a .gguf file: download it, and give its path)")
+    return found
 
 
 def _failed(reference: str, error: Exception) -> InputError:
     """Say in one line why nothing could be fetched."""
-    said = " ".join(str(error).split())[:160]
     status = _status(error)
     if status in {401, 403}:
         return InputError(f"the Hugging Face Hub refuses {reference}", got=status,
@@ -80,12 +88,13 @@ def _failed(reference: str, error: Exception) -> InputError:
         return InputError(f"the Hugging Face Hub failed over {reference}", got=status,
                           remedy="try again later; what was fetched is kept")
     if isinstance(error, OSError) and error.errno is not None:
-        return InputError(f"{reference} cannot be kept ({said})",
+        return InputError(f"{reference} cannot be kept ({said(error)})",
                           remedy="make room, or name another place with HF_HOME")
     return InputError(
-        f"no such directory or file, and the Hugging Face Hub cannot be asked for {reference}",
-        got=said, remedy="without a network it must be in the Hub's cache (HF_HOME); give the "
-        "model's directory")
+        "no such directory or file; and the Hugging Face Hub cannot be asked, nor was it fetched "
+        "before", got=reference,
+        remedy="is the path right? Without a network, or with HF_HUB_OFFLINE, a model must be in "
+        "the Hub's cache (HF_HOME)")
 
 
 def _status(error: BaseException | None) -> int | None:

@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from edgeprune.errors import InputError
+from edgeprune.errors import InputError, said
 from edgeprune.model.families import FAMILIES, Family
 from edgeprune.records import Record
 
@@ -23,6 +23,14 @@ SUPPORTED = "supported: " + ", ".join(
 # how a family that is `scaled` calls what it multiplies by
 _MULTIPLIERS = {"embedding_multiplier", "attention_multiplier", "residual_multiplier",
                 "logits_scaling"}
+
+
+_KINDS: dict[str, type] = {
+    "model_type": str, "architectures": list, "rope_parameters": dict, "rope_scaling": dict,
+    "sliding_window": int, "max_position_embeddings": int, "hidden_size": int,
+    "num_attention_heads": int,
+}
+_IN_WORDS = {str: "a text", list: "a list", dict: "an object", int: "a whole number"}
 
 
 class RopeScaling(Record):
@@ -133,15 +141,23 @@ def shape_of_config(config: Mapping[str, Any], *, where: str = "config.json") ->
         InputError: Another family, an unsupported variant of one, or numbers that do not fit.
     """
     try:
+        _check_kinds(config, where)
         family = _family(config, where)
         given = {**family.defaults, **config}
         _refuse_unsupported(given, family, where)
         return LlamaShape.model_validate(_entries(given, family, where))
     except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
-        lines = [line.strip() for line in str(error).splitlines()]
-        raise InputError(
-            f"{where} is not a usable config ({' '.join(lines[1:3] or lines)})",
-            remedy=SUPPORTED) from error
+        raise InputError(f"{where} is not a usable config ({said(error)})",
+                         remedy=SUPPORTED) from error
+
+
+def _check_kinds(config: Mapping[str, Any], where: str) -> None:
+    """Refuse entries of another kind than they are used as."""
+    for name, kind in _KINDS.items():
+        if (found := config.get(name)) is not None and (
+                not isinstance(found, kind) or isinstance(found, bool)):
+            raise InputError(f"{where}: {name} should be {_IN_WORDS[kind]}", got=found,
+                             remedy="download or copy config.json again")
 
 
 def _family(config: Mapping[str, Any], where: str) -> Family:
@@ -183,9 +199,10 @@ def _as_computed(known: dict[str, Any], family: Family) -> dict[str, Any]:
 
 def _refuse_unsupported(config: Mapping[str, Any], family: Family, where: str) -> None:
     for name, allowed in family.refused.items():
-        if name in config and config[name] not in allowed:
+        if name in config and not any(config[name] == value for value in allowed):
             raise InputError(f"{where}: unsupported {name}", got=config[name], remedy=SUPPORTED)
-    window, context = config.get("sliding_window"), config.get("max_position_embeddings")
+    window = config.get("sliding_window")
+    context = config.get("max_position_embeddings") or 2048
     if "use_sliding_window" not in family.refused and window is not None and window < context:
         raise InputError(f"{where}: a sliding window that is shorter than the context",
                          got=f"{window} of {context} tokens",
@@ -200,7 +217,7 @@ def _rope(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     theta = parameters.get("rope_theta", config.get("rope_theta", 10000.0))
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     share = parameters.get("partial_rotary_factor", config.get("partial_rotary_factor"))
-    if share not in {None, 1}:
+    if share is not None and share != 1:
         raise InputError(f"{where}: a rotary embedding of a part of each head", got=share,
                          remedy=SUPPORTED)
     if kind in {None, "default"}:

@@ -17,7 +17,7 @@ from edgeprune.model import hub
 from edgeprune.model.adapter import merged
 from edgeprune.model.config import CONFIG, GIVE, read_config, refuse_pointer
 from edgeprune.model.dequantize import dequantize
-from edgeprune.model.files import is_gguf
+from edgeprune.model.files import is_gguf, users_path
 from edgeprune.model.shape import LlamaShape, shape_of_config
 from edgeprune.records import file_digest
 
@@ -33,7 +33,7 @@ def resolve_model(
 
     Args:
         reference: `smollm2`, a checkpoint directory, a `.gguf` file, or `org/name[@revision]`.
-        adapter: Directory of a LoRA adapter that is merged into it.
+        adapter: Directory of a LoRA adapter that is merged into it, or its name on the Hub.
         notify: Told what is being done when it takes long.
 
     Returns:
@@ -45,20 +45,29 @@ def resolve_model(
     name, directory = _resolved(reference, notify)
     if adapter is None:
         return name, directory
-    return f"{name}-{adapter.resolve().name}", merged(directory, adapter, notify=notify)
+    if not adapter.exists() and hub.is_hub_name(str(adapter)):
+        place = hub.snapshot(str(adapter), hub.ADAPTER_FILES, notify=notify)
+        called = _name_of(str(adapter))
+    else:
+        place, called = adapter, adapter.resolve().name
+    return f"{name}-{called}", merged(directory, place, called, notify=notify)
 
 
 def _resolved(reference: str, notify: Callable[[str], None]) -> tuple[str, Path]:
-    path = _smollm2_file() if reference == SMOLLM2 else Path(reference).expanduser()
-    if path.is_dir():
+    path = _smollm2_file() if reference == SMOLLM2 else users_path(reference)
+    if reference and path.is_dir():
         return path.resolve().name, path
     if path.is_file():
         name = SMOLLM2 if reference == SMOLLM2 else path.stem
         return name, _from_gguf(path, notify)
     if hub.is_hub_name(reference):
-        directory = hub.snapshot(reference, notify=notify)
-        return reference.partition("@")[0].rpartition("/")[2], directory
+        return _name_of(reference), hub.snapshot(reference, notify=notify)
     raise InputError("no such model", got=reference, remedy=GIVE)
+
+
+def _name_of(reference: str) -> str:
+    """Return the short name of a model on the Hub."""
+    return reference.partition("@")[0].rpartition("/")[2]
 
 
 def shape_of_model(
@@ -69,7 +78,7 @@ def shape_of_model(
     Raises:
         InputError: As `resolve_model`; or there is no readable config.json.
     """
-    if not Path(reference).expanduser().exists() and hub.is_hub_name(reference):
+    if not users_path(reference).exists() and hub.is_hub_name(reference):
         directory = hub.snapshot(reference, (CONFIG,), notify=notify)
     else:
         directory = resolve_model(reference, notify=notify)[1]

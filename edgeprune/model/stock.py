@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from edgeprune.errors import MALFORMED, InputError
+from edgeprune.errors import MALFORMED, InputError, said
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.config import read_object
 from edgeprune.model.shape import LlamaShape, config_of_shape
@@ -80,8 +80,7 @@ def stock_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
             tokenizer_file=str(file), chat_template=chat,
             **{name: _text(entries[name]) for name in _TOKENS if entries.get(name)})
     except MALFORMED as error:
-        raise InputError(f"the tokenizer of {directory} cannot be read "
-                         f"({' '.join(str(error).split())[:200]})",
+        raise InputError(f"the tokenizer of {directory} cannot be read ({said(error)})",
                          remedy="copy tokenizer.json and tokenizer_config.json again") from error
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import gguf
 
-from edgeprune.errors import MALFORMED, InputError
+from edgeprune.errors import MALFORMED, InputError, said
 from edgeprune.model.config import refuse_pointer
 from edgeprune.model.gguf import GgufModel
 
@@ -83,7 +83,7 @@ def token_count(file: Path) -> int:
     try:
         field = gguf.GGUFReader(file).fields.get(TOKENS)
     except MALFORMED as error:
-        raise InputError(f"{file} is not a readable GGUF file ({str(error)[:200]})",
+        raise InputError(f"{file} is not a readable GGUF file ({said(error)})",
                          remedy="put a whole one there, or none") from error
     return 0 if field is None else len(field.data)
 
@@ -192,7 +192,8 @@ def _opened(directory: Path) -> Tokenizer:
     """
     from tokenizers import Tokenizer  # noqa: PLC0415 - heavy, only needed here
 
-    refuse_pointer(directory / "tokenizer.json")
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        refuse_pointer(directory / name)
     try:
         return Tokenizer.from_file(str(directory / "tokenizer.json"))
     except Exception as error:  # it raises no class of its own, but just that
@@ -200,8 +201,7 @@ def _opened(directory: Path) -> Tokenizer:
 
 
 def _unreadable(directory: Path, error: Exception) -> InputError:
-    said = " ".join(str(error).split())[:200]
-    return InputError(f"the tokenizer of {directory} cannot be read ({said})",
+    return InputError(f"the tokenizer of {directory} cannot be read ({said(error)})",
                       remedy="copy or download tokenizer.json and what is beside it again")
 
 

@@ -15,7 +15,7 @@ from edgeprune.errors import InputError
 from edgeprune.export.artifact import artifact_name
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import kept_layers
-from edgeprune.model.files import is_gguf
+from edgeprune.model.files import is_gguf, users_path
 from edgeprune.model.onnx_formats import GRAPH
 from edgeprune.model.source import resolve_model
 from edgeprune.model.tokenizer import NAME, tokenizer_of
@@ -56,7 +56,7 @@ def subject_of(
     Raises:
         InputError: Nothing is there that could be judged.
     """
-    path = Path(reference).expanduser()
+    path = users_path(reference)
     if not (path / REQUEST).is_file():
         return Subject(artifact_of(reference, scratch / "judged", notify=notify),
                        _maybe(against, scratch, notify))
@@ -76,7 +76,7 @@ def learnt_of(reference: str) -> tuple[frozenset[Passage], tuple[Path, ...]]:
     Raises:
         InputError: The run has not come to its end.
     """
-    path = Path(reference).expanduser()
+    path = users_path(reference)
     passages, gone = frozenset[Passage](), list[Path]()
     for file in outcome_of(path).learnt if (path / REQUEST).is_file() else ():
         try:
@@ -163,7 +163,7 @@ def artifact_of(
     Raises:
         InputError: Nothing of the kind is there.
     """
-    path = Path(reference).expanduser()
+    path = users_path(reference)
     if (path / GRAPH).is_file() or is_gguf(path):
         return path
     name, directory = resolve_model(reference, notify=notify)

@@ -26,6 +26,8 @@ from edgeprune.model.stock import stock_config, stock_model, stock_tokenizer
 from edgeprune.model.tensors import tensor_specs
 from edgeprune.model.tokenizer import tokenizer_of
 from edgeprune.quality.verified import export_verified
+from tests.cli.test_app import assert_one_line
+from tests.conftest import Cli
 from tests.tiny import TOKENIZER_VOCABULARY, hf_logits, make_tiny
 
 TOKENS = [5, 17, 101, 33]
@@ -128,6 +130,12 @@ def test_the_tensors_say_whether_a_model_is_quantized(model: Path) -> None:
               model / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match=rf"{name}.weight .*is quantized.*{name}.qweight"):
         Checkpoint(model)
+    # bitsandbytes packs two weights in a byte, under the matrix's own name
+    save_file({**weights, f"{name}.weight": torch.zeros(whole.numel() // 2, 1, dtype=torch.uint8),
+               f"{name}.weight.absmax": whole[0].clone()},
+              model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=rf"{name}.weight .*is quantized.*U8"):
+        Checkpoint(model)
     save_file({**weights, f"{name}.weight": whole.to(torch.float8_e4m3fn)},
               model / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match=rf"{name}.weight .*is quantized.*F8_E4M3"):
@@ -174,7 +182,8 @@ def test_an_adapter_is_named_with_what_makes_it_a_model(tmp_path: Path) -> None:
         Checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json",
+                                  "tokenizer_config.json"])
 def test_a_git_lfs_pointer_is_named(model: Path, name: str) -> None:
     (model / name).write_text(
         "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
@@ -250,20 +259,100 @@ def test_a_part_of_a_gguf_file_is_told_from_a_whole(tmp_path: Path) -> None:
         resolve_model(str(tmp_path / "part.gguf"))
 
 
+@pytest.mark.parametrize(("more", "factor"), [
+    ({"llama.rope.scaling.factor": 4.0}, 4.0), ({"llama.rope.scale_linear": 2.0}, 2.0),
+    ({"llama.rope.scaling.factor": 1.0}, None)])
+def test_rotary_scaling_is_linear_where_a_gguf_file_names_no_kind(
+    tmp_path: Path, more: dict[str, float], factor: float | None
+) -> None:
+    file = tmp_path / "model.gguf"
+    export_gguf(Checkpoint(make_tiny(tmp_path / "m")), None, file, quant="F32", name="m")
+    _rewritten(file, tmp_path / "other.gguf", lambda found: found, more)
+    again = Checkpoint(resolve_model(str(tmp_path / "other.gguf"))[1])
+    scaling = again.shape.rope_scaling
+    assert (scaling.factor if scaling else None) == factor
+    with GgufModel(tmp_path / "other.gguf", exact=True) as opened:
+        _agrees(_exported(again.path), torch.from_numpy(opened.logits(TOKENS)))
+
+
+@pytest.mark.parametrize(("more", "said"), [
+    ({"llama.attention.head_count_kv": [2, 2, 1, 2]}, r"head_count_kv differs by layer"),
+    ({"llama.attention.head_count": 0}, "head_count is no number above zero: got 0"),
+    ({"llama.context_length": None}, "context_length is no number above zero"),
+    ({"llama.rope.scaling.type": "yarn"}, "unsupported rope scaling: got 'yarn'"),
+])
+def test_numbers_of_a_gguf_file_that_are_not_supported_are_named(
+    tmp_path: Path, more: dict[str, Any], said: str
+) -> None:
+    file = tmp_path / "model.gguf"
+    export_gguf(Checkpoint(make_tiny(tmp_path / "m")), None, file, quant="F32", name="m")
+    _rewritten(file, tmp_path / "other.gguf", lambda found: found, more)
+    with pytest.raises(InputError, match=said) as refused:
+        resolve_model(str(tmp_path / "other.gguf"))
+    assert "\n" not in str(refused.value)
+
+
+def test_layers_that_are_alike_may_be_listed(tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    export_gguf(Checkpoint(make_tiny(tmp_path / "m")), None, file, quant="F32", name="m")
+    _rewritten(file, tmp_path / "other.gguf", lambda found: found,
+               {"llama.attention.head_count_kv": [2, 2, 2, 2]})
+    again = Checkpoint(resolve_model(str(tmp_path / "other.gguf"))[1])
+    assert again.shape.num_key_value_heads == 2
+
+
+@pytest.mark.parametrize(("entries", "said"), [
+    ({"rope_scaling": "linear"}, "rope_scaling should be an object: got 'linear'"),
+    ({"sliding_window": "all"}, "sliding_window should be a whole number: got 'all'"),
+    ({"max_position_embeddings": "x"}, "max_position_embeddings should be a whole number"),
+    ({"num_key_value_heads": 3}, r"\(num_attention_heads 4 is not a multiple of"),
+    ({"architectures": 5}, "architectures should be a list: got 5"),
+    ({"model_type": []}, r"model_type should be a text: got \[\]"),
+])
+def test_an_entry_of_a_config_that_cannot_be_used_is_named(
+    model: Path, entries: dict[str, Any], said: str
+) -> None:
+    _change(model / "config.json", **entries)
+    with pytest.raises(InputError, match=said) as refused:
+        Checkpoint(model)
+    assert "pydantic" not in str(refused.value)
+
+
+def test_home_is_found_in_quotes_and_the_model_is_not_written_over(
+    cli: Cli, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    done = cli("export", "~/model", "~/new/out.gguf", "--quant", "F16")
+    assert done.returncode == 0, done.stderr
+    file = tmp_path / "new/out.gguf"
+    before = file.read_bytes()
+    assert_one_line(cli("export", "~/new/out.gguf", str(file), "--force", "--quant", "Q8_0"), 2,
+                    "the model itself")
+    assert file.read_bytes() == before
+    assert_one_line(cli("export", "~nobody-of-that-name/m", "x.gguf"), 6, "no such model")
+    assert_one_line(cli("export", "", "x.gguf"), 6, "no such model")
+    (model / "tokenizer.json").write_text("{")
+    assert_one_line(cli("export", "~/model", "made/on/the/way.gguf"), 6, "tokenizer")
+    assert not (tmp_path / "made").exists()
+
+
 def _rewritten(
     source: Path, destination: Path,
     change: Callable[[dict[str, np.ndarray[Any, Any]]], dict[str, np.ndarray[Any, Any]]],
-    more: dict[str, int] | None = None,
+    more: dict[str, Any] | None = None,
 ) -> None:
     """Write a GGUF file again with other tensors and numbers."""
     reader = gguf.GGUFReader(source)
     writer = gguf.GGUFWriter(destination, "llama")
     for field in reader.fields.values():
-        if not field.name.startswith(("GGUF.", "general.architecture")):
+        if not field.name.startswith(("GGUF.", "general.architecture", *(more or {}))):
             inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
             writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=inner)
-    for name, number in (more or {}).items():
-        writer.add_uint16(name, number)
+    adds = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string,
+            list: writer.add_array}
+    for name, value in (more or {}).items():
+        if value is not None:
+            adds[type(value)](name, value)
     for name, array in change({tensor.name: tensor.data for tensor in reader.tensors}).items():
         writer.add_tensor(name, array)
     writer.write_header_to_file()

@@ -180,6 +180,20 @@ def test_only_what_is_needed_is_fetched_and_once(
     assert "HF_HOME" in _ask("org/other")
 
 
+def test_what_was_not_fetched_yet_and_what_is_not_there_are_told(
+    hub: _Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _ask("org/tiny", "shape") == "64"
+    hub.files = {"model.gguf": b"GGUF", "README.md": b"#"}
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert re.match("refused: org/tiny .* has no model.*safetensors, or none was fetched yet.*"
+                    "run again with a network", _ask("org/tiny"))
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert re.match(r"refused: org/private .* has no .*\.gguf file: download it",
+                    _ask("org/private"))
+
+
 def test_what_broke_off_goes_on(hub: _Hub, files: dict[str, bytes]) -> None:
     hub.breaks = 12 * 2**20
     _ask("org/tiny")
@@ -220,13 +234,15 @@ def test_without_a_network_one_line_says_so(
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     done = cli("export", "org/tiny", "tiny.gguf")
     assert done.returncode == 6, done.stderr
-    assert "cannot be asked for org/tiny" in done.stderr
+    assert "the Hugging Face Hub cannot be asked" in done.stderr
+    assert "got 'org/tiny'" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(("reference", "expected"), [
     ("org/name", True), ("org/name@v1", True), ("a.b/c-d_e", True), ("smollm2", False),
     ("./org/name", False), ("/org/name", False), ("a/b/c", False), ("org/name@", False),
-    ("../x", False)])
+    ("../x", False), ("models/my..llama", False), ("models/-x-", False), ("a--b/c", False),
+    ("org/name.", False)])
 def test_what_may_be_a_name_on_the_hub(reference: str, expected: bool) -> None:
     assert is_hub_name(reference) is expected
