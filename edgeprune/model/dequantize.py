@@ -214,12 +214,13 @@ def _tensors(
 
 def _save_tokenizer(path: Path, directory: Path) -> None:
     """Write tokenizer.json, which training reads; transformers converts it, or cannot."""
-    from transformers import AutoTokenizer  # noqa: PLC0415 - heavy
+    from huggingface_hub.errors import StrictDataclassError  # noqa: PLC0415 - heavy
+    from transformers import AutoTokenizer  # noqa: PLC0415
     from transformers.utils import logging as chatter  # noqa: PLC0415
 
     chatter.set_verbosity_error()
     chatter.disable_progress_bar()
     try:
         AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(directory)
-    except MALFORMED as error:
+    except (*MALFORMED, StrictDataclassError) as error:
         log.warning("%s has no tokenizer that transformers reads: %s", path, error)
