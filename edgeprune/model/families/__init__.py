@@ -1,6 +1,6 @@
 """The families of models that edgeprune knows, by their name in `config.json`.
 
-To add one: a module here, its line in this table, and its row in `tests/model/families.py`.
+To add one: a module here, its line in this table, and its row in `tests/model/test_families.py`.
 """
 
 from __future__ import annotations
