@@ -27,7 +27,7 @@ MODEL_TEXTS = {"merges.txt", "vocab.txt"}
 AGAIN_S = 0.05  # after so long an interrupt that could not be raised is given again
 Model = Annotated[str, typer.Argument(
     help="A Hugging Face directory (safetensors), a .gguf file, a model on the Hugging Face Hub "
-    "(org/name or org/name@revision), or 'smollm2'.")]
+    "(org/name or org/name@revision), 'smollm2' or 'gemma3-270m'.")]
 Adapter = Annotated[Path | None, typer.Option("--adapter", help=(
     "The directory of a LoRA adapter, or its name on the Hub: merged into the model first, by "
     "peft."))]

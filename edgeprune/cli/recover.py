@@ -22,7 +22,7 @@ def recover(
         "What is learnt from: UTF-8 text, or .jsonl of text, of messages (with the model's chat "
         "template), or of prompt and completion. The shipped kinds when left out."))] = None,
     original: Annotated[str | None, typer.Option(help=(
-        "The unpruned model: a directory, a .gguf file or 'smollm2'; a run directory knows it."))
+        "The unpruned model: a directory, a .gguf file, a name; a run directory knows it."))
     ] = None,
     out: Annotated[Path | None, typer.Option(help=(
         "The checkpoint directory to write; DIR-recovered when left out, of a run directory "

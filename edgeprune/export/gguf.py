@@ -88,6 +88,8 @@ def write_float(
             array = checkpoint.tensor(spec.name).float().numpy()
             check_finite(array, spec.name, LARGEST[stored])
             array = in_llama_cpps_order(array, spec, shape)
+            if spec.is_norm and shape.of.norm_offset:
+                array = array + np.float32(shape.of.norm_offset)
             writer.write_tensor_data(np.ascontiguousarray(array.astype(NUMPY_TYPES[stored])))
         if rope_factor_count(shape):
             writer.write_tensor_data(np.array(rope_factors(shape), dtype=np.float32))
@@ -116,7 +118,7 @@ def open_writer(
 def tensor_table(shape: LlamaShape, quant: str) -> Iterator[tuple[str, tuple[int, ...], str]]:
     """Yield GGUF name, dimensions and number type of every tensor of a GGUF file."""
     for spec, stored in tensor_types(shape, quant):
-        yield gguf_name(spec.name), spec.dims(shape), stored
+        yield gguf_name(spec.name, shape.of), spec.dims(shape), stored
     if factors := rope_factor_count(shape):
         yield ROPE_FACTORS, (factors,), "F32"
 
@@ -214,6 +216,12 @@ def _add_shape(writer: gguf.GGUFWriter, shape: LlamaShape) -> None:
         writer.add_residual_scale(shape.residual_multiplier)
         writer.add_attention_scale(shape.attention_multiplier or shape.head_dim ** -0.5)
         writer.add_logit_scale(shape.logits_scaling)
+    if shape.of.local_layers:
+        writer.add_sliding_window(shape.sliding_window)
+        # by layer: llama.cpp would take one period of layers else, which cuts break
+        writer.add_sliding_window_pattern([i in shape.local_layers
+                                           for i in range(shape.num_hidden_layers)])
+        writer.add_rope_freq_base_swa(shape.rope_local_base_freq)
     scaling = shape.rope_scaling
     if scaling is not None and scaling.rope_type == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)

@@ -55,9 +55,13 @@ def graph_of(shape: LlamaShape, quant: str) -> onnx.ModelProto:
         quant: One of `edgeprune.model.onnx_formats.ONNX_FORMATS`.
 
     Raises:
-        InputError: onnxruntime has no attention for heads of this size.
+        InputError: onnxruntime has no attention for heads of this size, or ONNX is not offered for
+            the family.
         EdgePruneError: The builder made something else than this model.
     """
+    if not shape.of.onnx:
+        raise InputError(f"{shape.family} models are not offered as ONNX", got=quant,
+                         remedy="take --format gguf")
     if shape.head_dim % HEAD_GRAIN:
         raise InputError(f"onnxruntime's attention takes a head_dim that is a multiple of "
                          f"{HEAD_GRAIN}", got=shape.head_dim, remedy="take --format gguf")

@@ -14,7 +14,7 @@ from edgeprune.errors import InputError
 CONFIG = "config.json"
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 GIVE = ("give a Hugging Face model directory, a .gguf file, the name of a model on the Hub "
-        "(org/name) or 'smollm2'")
+        "(org/name), 'smollm2' or 'gemma3-270m'")
 _LFS = b"version https://git-lfs."  # how a Git LFS pointer begins
 
 

@@ -49,6 +49,8 @@ class Cuts(Record):
             intermediate_size=base.intermediate_size - self.ffn_channels,
             hidden_size=base.hidden_size - self.hidden_channels - self.components,
             tie_word_embeddings=base.tie_word_embeddings and not self.components,
+            local_layers=tuple(number for number, layer in enumerate(kept_layers(base, self))
+                               if layer in base.local_layers),
         )
 
     @property

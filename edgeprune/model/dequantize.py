@@ -16,6 +16,7 @@ from edgeprune.errors import MALFORMED, InputError, said
 from edgeprune.model.checkpoint import write_checkpoint
 from edgeprune.model.families import BY_GGUF, Family
 from edgeprune.model.layout import ROPE_FACTORS, gguf_name
+from edgeprune.model.metadata import read_metadata
 from edgeprune.model.rope import rope_factors
 from edgeprune.model.shape import SUPPORTED, LlamaShape, RopeScaling, config_of_shape
 from edgeprune.model.tensors import tensor_specs
@@ -60,17 +61,20 @@ def _write(path: Path, directory: Path) -> None:
     from edgeprune.model.tokenizer import NAME, copy_gguf_tokenizer  # noqa: PLC0415
 
     reader = gguf.GGUFReader(path)
-    fields = _Fields({name: field.contents() for name, field in reader.fields.items()
+    entries = {name: entry.content for name, entry in read_metadata(path).items()}
+    fields = _Fields({name: content for name, content in entries.items()
                       if not name.startswith("tokenizer.")})
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     family = _family(path, fields)
     shape = _shape(path, fields, tensors, family)
     _check_places(path, shape, tensors)
-    precision = _FLOATS.get(tensors[gguf_name("model.layers.0.self_attn.q_proj.weight")]
-                            .tensor_type.name, "float16")
-    special = {name: field.contents() for name in _SPECIAL
-               if (field := reader.fields.get(f"tokenizer.ggml.{name}")) is not None}
-    config = config_of_shape(shape, {**special, "hidden_act": "silu", "torch_dtype": precision})
+    precision = _FLOATS.get(tensors[
+        gguf_name("model.layers.0.self_attn.q_proj.weight", family)].tensor_type.name, "float16")
+    special = {name: entries[f"tokenizer.ggml.{name}"] for name in _SPECIAL
+               if f"tokenizer.ggml.{name}" in entries}
+    config = config_of_shape(shape, {
+        **special, **({"hidden_act": "silu"} if family.activation == "silu" else {}),
+        "torch_dtype": precision})
     write_checkpoint(directory, config, _tensors(shape, tensors, precision))
     copy_gguf_tokenizer(path, directory / NAME)
     _save_tokenizer(path, directory)
@@ -132,6 +136,8 @@ def _shape(
         numbers |= {
             "attention_bias": _has_bias(tensors, "attn_q", "attn_k", "attn_v", "attn_output"),
             "mlp_bias": _has_bias(tensors, "ffn_gate", "ffn_up", "ffn_down")}
+    if family.local_layers:
+        numbers |= _local(fields)
     shape = LlamaShape(
         family=family.model_type, hidden_size=width,
         intermediate_size=fields.number("feed_forward_length"),
@@ -143,6 +149,18 @@ def _shape(
         rms_norm_eps=fields.own("attention.layer_norm_rms_epsilon", None),
         rope_theta=fields.own("rope.freq_base", 10000.0), **numbers)
     return shape.replace(rope_scaling=_scaling(path, shape, fields, tensors))
+
+
+def _local(fields: _Fields) -> dict[str, Any]:
+    """Return which layers see a sliding window only; where no pattern is told, all but each 6th."""
+    count = fields.number("block_count")
+    pattern = fields.own("attention.sliding_window_pattern", 6)
+    if isinstance(pattern, int):
+        pattern = [(i + 1) % pattern > 0 for i in range(count)]
+    window = fields.own("attention.sliding_window", 0)
+    return {"sliding_window": window,
+            "local_layers": tuple(i for i in range(count) if pattern[i]) if window else (),
+            "rope_local_base_freq": fields.own("rope.freq_base_swa", 10000.0)}
 
 
 def _has_bias(tensors: Mapping[str, Any], *modules: str) -> bool:
@@ -175,7 +193,7 @@ def _scaling(
 
 def _check_places(path: Path, shape: LlamaShape, tensors: Mapping[str, Any]) -> None:
     """Refuse tensors without a place in the checkpoint, and places without a tensor."""
-    dims = {gguf_name(spec.name): spec.dims(shape) for spec in tensor_specs(shape)}
+    dims = {gguf_name(spec.name, shape.of): spec.dims(shape) for spec in tensor_specs(shape)}
     if surplus := sorted(set(tensors) - set(dims) - {ROPE_FACTORS}):
         raise InputError(f"{path} holds tensors that a {shape.family} model has no place for",
                          got=", ".join(surplus[:4]), remedy=SUPPORTED)
@@ -199,7 +217,7 @@ def _tensors(
 
     dtype: torch.dtype = getattr(torch, precision)
     for spec in tensor_specs(shape):
-        stored = tensors.get(gguf_name(spec.name))
+        stored = tensors.get(gguf_name(spec.name, shape.of))
         if stored is None:
             yield spec.name, torch.zeros(spec.dims(shape), dtype=dtype)
             continue
@@ -209,6 +227,8 @@ def _tensors(
             # back from llama.cpp's order: rows of a head that are rotated together lie apart
             pairs = array.reshape(heads, len(array) // heads // 2, 2, *array.shape[1:])
             array = pairs.swapaxes(1, 2).reshape(array.shape)
+        if spec.is_norm:
+            array = array - array.dtype.type(shape.of.norm_offset)
         yield spec.name, torch.from_numpy(array.copy()).to(dtype)
 
 

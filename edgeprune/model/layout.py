@@ -24,15 +24,19 @@ _MODULES = {
     "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+# Of families whose norms stand after attention and FFN, too.
+_NORMS = {"post_attention_layernorm": "post_attention_norm",
+          "pre_feedforward_layernorm": "ffn_norm", "post_feedforward_layernorm": "post_ffw_norm"}
 
 
-def gguf_name(name: str) -> str:
-    """Return llama.cpp's name of a tensor that Hugging Face calls `name`."""
+def gguf_name(name: str, family: Family) -> str:
+    """Return llama.cpp's name of a tensor that Hugging Face calls `name` in models of a family."""
     module, kind = name.rsplit(".", 1)
     if not module.startswith("model.layers."):
         return f"{_MODULES[module]}.{kind}"
     _, _, layer, within = module.split(".", 3)
-    return f"blk.{layer}.{_MODULES[within]}.{kind}"
+    known = {**_MODULES, **(_NORMS if family.norms_after else {})}
+    return f"blk.{layer}.{known[within]}.{kind}"
 
 
 def stored_as(shape: LlamaShape) -> Family:
@@ -64,7 +68,7 @@ def tensor_list_bytes(shape: LlamaShape) -> int:
 
 @lru_cache(maxsize=1024)
 def _list_bytes(shape: LlamaShape) -> int:
-    entries = [(gguf_name(spec.name), len(spec.axes)) for spec in tensor_specs(shape)]
+    entries = [(gguf_name(spec.name, shape.of), len(spec.axes)) for spec in tensor_specs(shape)]
     if rope_factor_count(shape):
         entries.append((ROPE_FACTORS, 1))
     return sum(8 + len(name) + 4 + 8 * n_dims + 4 + 8 for name, n_dims in entries)

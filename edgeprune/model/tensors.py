@@ -52,6 +52,11 @@ class TensorSpec:
         """Its name within its layer; outside of all layers, its name."""
         return self.name.removeprefix(f"model.layers.{self.layer}.")
 
+    @property
+    def is_norm(self) -> bool:
+        """True for the weights of a norm."""
+        return self.name.endswith("norm.weight")
+
     def rotary_heads(self, shape: LlamaShape) -> int:
         """Return how many heads' rows it holds that are rotated; 0 when none are."""
         if self.within.startswith("self_attn.q_proj."):
@@ -76,9 +81,11 @@ _LAYER: tuple[tuple[str, tuple[Axis, ...], str], ...] = (
     ("self_attn.v_proj.bias", (Axis.KV,), "attention"),
     ("self_attn.o_proj.bias", (Axis.HIDDEN,), "attention"),
     ("post_attention_layernorm.weight", (Axis.HIDDEN,), ""),
+    ("pre_feedforward_layernorm.weight", (Axis.HIDDEN,), "norms after"),
     ("mlp.gate_proj.weight", (Axis.FFN, Axis.HIDDEN), ""),
     ("mlp.up_proj.weight", (Axis.FFN, Axis.HIDDEN), ""),
     ("mlp.down_proj.weight", (Axis.HIDDEN, Axis.FFN), ""),
+    ("post_feedforward_layernorm.weight", (Axis.HIDDEN,), "norms after"),
     ("mlp.gate_proj.bias", (Axis.FFN,), "mlp"),
     ("mlp.up_proj.bias", (Axis.FFN,), "mlp"),
     ("mlp.down_proj.bias", (Axis.HIDDEN,), "mlp"),
@@ -88,7 +95,7 @@ _LAYER: tuple[tuple[str, tuple[Axis, ...], str], ...] = (
 def layer_specs(shape: LlamaShape, layer: int) -> Iterator[TensorSpec]:
     """Yield the tensors of one layer, in the order of computation."""
     present = {"": True, "attention": shape.attention_bias, "mlp": shape.mlp_bias,
-               "head norms": shape.of.head_norms}
+               "head norms": shape.of.head_norms, "norms after": shape.of.norms_after}
     for suffix, axes, where in _LAYER:
         if present[where] or (suffix.endswith(".bias")
                               and suffix.removesuffix(".bias") in shape.of.biased):

@@ -22,6 +22,7 @@ import gguf
 from edgeprune.errors import MALFORMED, InputError, said
 from edgeprune.model.config import refuse_pointer
 from edgeprune.model.gguf import GgufModel
+from edgeprune.model.metadata import read_metadata
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -81,11 +82,11 @@ def token_count(file: Path) -> int:
         InputError: The file cannot be read.
     """
     try:
-        field = gguf.GGUFReader(file).fields.get(TOKENS)
+        entry = read_metadata(file).get(TOKENS)
     except MALFORMED as error:
         raise InputError(f"{file} is not a readable GGUF file ({said(error)})",
                          remedy="put a whole one there, or none") from error
-    return 0 if field is None else len(field.data)
+    return 0 if entry is None else len(entry.content)
 
 
 def _found_or_made(directory: Path, destination: Path) -> Path | None:
@@ -121,18 +122,15 @@ def add_tokenizer(
     if source is None:
         writer.add_tokenizer_model("none")
         return
-    fields = gguf.GGUFReader(source).fields
-    count = len(fields[TOKENS].data) if TOKENS in fields else 0
+    entries = read_metadata(source)
+    count = len(entries[TOKENS].content) if TOKENS in entries else 0
     unused = range(count, vocab_size or count)
     padding = {TOKENS: [f"[PAD{i}]" for i in unused], SCORES: [-1000.0 for _ in unused],
                TYPES: [int(gguf.TokenType.UNUSED) for _ in unused]}
-    for field in fields.values():
-        if field.name.startswith("tokenizer."):
-            kind = field.types[0]
-            inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-            content = field.contents()
-            writer.add_key_value(field.name, content + padding.get(field.name, []) if inner
-                                 is not None else content, kind, sub_type=inner)
+    for name, (kind, inner, content) in entries.items():
+        if name.startswith("tokenizer."):
+            padded = content if inner is None else content + padding.get(name, [])
+            writer.add_key_value(name, padded, kind, sub_type=inner)
 
 
 def _write(path: Path, fill: Callable[[gguf.GGUFWriter], None]) -> None:

@@ -84,8 +84,10 @@ def served_components(base: LlamaShape) -> tuple[int, ...]:
     """Return how many principal components of the hidden states may go, none first.
 
     What is left is whole K-quant blocks. Each component serves all layers, so at least seven
-    eighths stay.
+    eighths stay. None where norms stand behind projections: a model cannot be turned through them.
     """
+    if base.of.norms_after:
+        return (0,)
     width = base.hidden_size
     return 0, *(width - left for left in block_widths_below(width) if 8 * left >= 7 * width)
 

@@ -10,6 +10,9 @@ model has at that place. So a projection makes up for what its own layer lost an
 of all errors before it, and the last one before a dropped span for the span: that includes
 ReplaceMe's linear map (arXiv:2505.02819, eq. 5), which is one of the weights it may come to.
 
+Where a norm stands behind these projections (Gemma 3), each is fitted to what the unpruned one puts
+out: nothing is made up for then but what its own layer lost.
+
 Where the pruned model's hidden states are the first principal components (`edgeprune.pruning.
 components`), y has those only, and what comes as near as it can to x in that basis. Whatever reads
 hidden states, the output head too, then begins with a matrix that least squares gives: what is left
@@ -28,7 +31,7 @@ from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import Cuts, Kept, kept_layers
 from edgeprune.model.tensors import EMBEDDING, FINAL_NORM, PROJECTION
 from edgeprune.pruning import forward
-from edgeprune.pruning.forward import BEFORE, Layers
+from edgeprune.pruning.forward import BEFORE, DOWN, OUT, Layers
 from edgeprune.pruning.repair import FOLDS, NormalEquations, fit
 from edgeprune.pruning.sample import Sample
 from edgeprune.pruning.surgery import slice_layer, stored
@@ -36,7 +39,6 @@ from edgeprune.pruning.surgery import slice_layer, stored
 Notify = Callable[[str], None]
 KEPT_BYTES = 2**29  # an FFN's channels are kept up to this, else computed twice
 FOLDS_BYTES = 2**31  # for the sums of all folds; with more inputs there are fewer folds
-_OUT, _DOWN = "self_attn.o_proj", "mlp.down_proj"
 _ROWS = 8192  # of an embedding or an output head in float32 at a time
 
 
@@ -77,7 +79,7 @@ def repaired_layers(
                    else dict(original))
         original = streams.quick(original)
         streams.turn(weights)
-        streams.attention(original, weights)
+        streams.attention(layer, original, weights)
         streams.ffn(original, weights, range(layer + 1, following))
         yield layer, stored(weights, checkpoint)
     if basis is not None:
@@ -111,7 +113,7 @@ class _Streams:
         tokens, self._text, self._most = text.tokens, text, folds
         self._checkpoint, self._shape = checkpoint, checkpoint.shape
         self._device, self._dtype = forward.compute_device(), forward.quick_dtype(checkpoint)
-        self._rope = forward.rope_tables(self._shape, tokens.shape[1], self._device)
+        self._positions = forward.positions_of(self._shape, tokens.shape[1], self._device)
         self._x = forward.embed(checkpoint, tokens).to(self._device)
         self._basis = None if basis is None else basis.to(self._device)
         self._y = self._turned(self._x).clone()
@@ -121,14 +123,14 @@ class _Streams:
 
     def quick(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return weights as the streams are taken through them."""
-        return {name: weight.to(self._dtype) for name, weight in weights.items()}
+        return forward.in_dtype(weights, self._dtype)
 
     def skip(self, layers: range) -> None:
         """Take the unpruned stream through layers that the pruned model does not have."""
         for layer in layers:
             weights = self.quick(self.load(layer))
             for x in self._windows(self._x):
-                x.copy_(forward.decoder_layer(x, weights, self._shape, self._rope))
+                x.copy_(forward.decoder_layer(x, weights, self._shape, self._positions[layer]))
 
     def go_together(self, layers: range) -> None:
         """Take both streams through first layers that they have alike."""
@@ -139,7 +141,7 @@ class _Streams:
     def turn(self, weights: dict[str, Tensor]) -> None:
         """Put what a layer adds to the hidden states into the basis."""
         if self._basis is not None:
-            for name in (_OUT, _DOWN):
+            for name in (OUT, DOWN):
                 for part in (f"{name}.weight", f"{name}.bias"):
                     if part in weights:
                         weights[part] = self._basis.T @ weights[part]
@@ -183,18 +185,21 @@ class _Streams:
             equations.add(forward.unit_rms(y, eps), forward.unit_rms(x, eps), None)
         return equations.solution()
 
-    def attention(self, whole: Mapping[str, Tensor], weights: dict[str, Tensor]) -> None:
+    def attention(
+        self, layer: int, whole: Mapping[str, Tensor], weights: dict[str, Tensor]
+    ) -> None:
         """Take both streams through attention, the pruned one through an o_proj fitted anew."""
         self._read(weights, "input_layernorm.weight",
                    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"))
-        equations = self._equations(weights[f"{_OUT}.weight"])
-        attended, quick = [], self.quick(weights)
+        equations = self._equations(weights[f"{OUT}.weight"])
+        attended, quick, positions = [], self.quick(weights), self._positions[layer]
         for x, y in zip(self._windows(self._x), self._windows(self._y), strict=True):
-            heads = forward.attention_heads(x, whole, self._shape, self._rope)
-            x.add_(forward.project_out(heads, whole, self._shape))
-            attended.append(forward.attention_heads(y, quick, self._shape, self._rope))
-            equations.add(attended[-1], self._missing(x, y), weights.get(f"{_OUT}.bias"))
-        weights[f"{_OUT}.weight"] = equations.solution()
+            heads = forward.attention_heads(x, whole, self._shape, positions)
+            put = forward.put_out(heads, whole, OUT)
+            x.add_(forward.added(put, whole, self._shape, OUT))
+            attended.append(forward.attention_heads(y, quick, self._shape, positions))
+            self._fit(equations, attended[-1], (x, y), put, weights.get(f"{OUT}.bias"))
+        weights[f"{OUT}.weight"] = equations.solution()
         quick = self.quick(weights)
         for y, heads in zip(self._windows(self._y), attended, strict=True):
             y.add_(forward.project_out(heads, quick, self._shape))
@@ -207,28 +212,44 @@ class _Streams:
         The unpruned stream goes on through the layers that are dropped after it.
         """
         self._read(weights, "post_attention_layernorm.weight", ("mlp.gate_proj", "mlp.up_proj"))
+        puts = list[Tensor | None]()
         for x in self._windows(self._x):
-            x.add_(forward.project_down(
-                forward.ffn_channels(x, whole, self._shape), whole, self._shape))
+            added = forward.put_out(forward.ffn_channels(x, whole, self._shape), whole, DOWN)
+            puts.append(added if self._shape.of.norms_after else None)
+            x.add_(forward.added(added, whole, self._shape, DOWN))
         self.skip(dropped)
-        equations = self._equations(weights[f"{_DOWN}.weight"])
-        width = weights[f"{_DOWN}.weight"].shape[1]
+        equations = self._equations(weights[f"{DOWN}.weight"])
+        width = weights[f"{DOWN}.weight"].shape[1]
         fit_in = 4 * self._y.shape[0] * self._y.shape[1] * width <= KEPT_BYTES
         kept, quick = list[Tensor](), self.quick(weights)
-        for x, y in zip(self._windows(self._x), self._windows(self._y), strict=True):
+        for x, y, put in zip(self._windows(self._x), self._windows(self._y), puts, strict=True):
             channels = forward.ffn_channels(y, quick, self._shape)
-            equations.add(channels, self._missing(x, y), weights.get(f"{_DOWN}.bias"))
+            self._fit(equations, channels, (x, y), put, weights.get(f"{DOWN}.bias"))
             if fit_in:
                 kept.append(channels)
-        weights[f"{_DOWN}.weight"] = equations.solution()
+        weights[f"{DOWN}.weight"] = equations.solution()
         quick = self.quick(weights)
         for i, y in enumerate(self._windows(self._y)):
             channels = kept[i] if kept else forward.ffn_channels(y, quick, self._shape)
             y.add_(forward.project_down(channels, quick, self._shape))
 
-    def _missing(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return what a projection should put out, so that `y` becomes the unpruned `x`."""
-        return (self._turned(x) - y) / self._shape.residual_multiplier
+    def _fit(
+        self, equations: _Equations, inputs: Tensor, states: tuple[Tensor, Tensor],
+        put: Tensor | None, bias: Tensor | None,
+    ) -> None:
+        """Take in a window: what a projection should put out, so that `y` becomes the unpruned `x`.
+
+        Behind a norm the length of what it puts out is lost, and so is what would make up for
+        errors before it: there it should put out what the unpruned one does, `put`, and each token
+        counts alike.
+        """
+        if put is not None and self._shape.of.norms_after:
+            eps = self._shape.rms_norm_eps
+            length = torch.rsqrt(put.square().mean(-1, keepdim=True) + eps)
+            equations.add(inputs * length, put * length, None)
+            return
+        x, y = states
+        equations.add(inputs, (self._turned(x) - y) / self._shape.residual_multiplier, bias)
 
     def _equations(self, prior: Tensor) -> _Equations:
         room = FOLDS_BYTES // (4 * prior.shape[1] ** 2)

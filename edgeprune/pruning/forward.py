@@ -30,6 +30,8 @@ Weights = Mapping[str, Tensor]  # of one layer, by name within the layer
 # when it is not as in the checkpoint: before all layers, or after them all.
 Layers = Iterable[tuple[int, Weights]]
 BEFORE = -1
+OUT, DOWN = "self_attn.o_proj", "mlp.down_proj"  # what adds to the hidden states
+_NORM_AFTER = {OUT: "post_attention_layernorm.weight", DOWN: "post_feedforward_layernorm.weight"}
 _JUDGED_TOKENS = 512  # whose logits are made at a time, in whole sequences
 
 
@@ -61,14 +63,25 @@ def load_layer(
     checkpoint: Checkpoint, layer: int, device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Tensor]:
-    """Read the weights of one layer, by their names within the layer."""
-    return {spec.within: checkpoint.tensor(spec.name).to(device, dtype)
+    """Read the weights of one layer, as they are applied, by their names within the layer.
+
+    Those of norms are float32 in any case.
+    """
+    offset = checkpoint.shape.of.norm_offset
+    return {spec.within: checkpoint.tensor(spec.name).to(device, torch.float32) + offset
+            if spec.is_norm else checkpoint.tensor(spec.name).to(device, dtype)
             for spec in layer_specs(checkpoint.shape, layer)}
+
+
+def in_dtype(weights: Weights, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the weights of a layer for products in a dtype; those of norms stay as they are."""
+    return {name: weight if name.endswith("norm.weight") else weight.to(dtype)
+            for name, weight in weights.items()}
 
 
 def embed(checkpoint: Checkpoint, tokens: Tensor) -> Tensor:
     """Return the embeddings of token ids, `(b, t)` to `(b, t, hidden_size)`, float32."""
-    return checkpoint.tensor(EMBEDDING)[tokens].float() * checkpoint.shape.embedding_multiplier
+    return checkpoint.tensor(EMBEDDING)[tokens].float() * checkpoint.shape.embedding_scale
 
 
 class Head(NamedTuple):
@@ -100,18 +113,44 @@ def output_head(checkpoint: Checkpoint, device: torch.device | None = None) -> H
     """Read the final norm and the output head, float32."""
     tied = checkpoint.shape.tie_word_embeddings
     name = EMBEDDING if tied else PROJECTION
-    return Head(checkpoint.tensor(FINAL_NORM).to(device).float(),
+    norm = checkpoint.tensor(FINAL_NORM).to(device).float()
+    return Head(norm + checkpoint.shape.of.norm_offset,
                 checkpoint.tensor(name).to(device).float(), checkpoint.shape.rms_norm_eps,
                 checkpoint.shape.logits_scaling)
 
 
-def rope_tables(
+class Positions(NamedTuple):
+    """What attention knows of where tokens stand.
+
+    Attributes:
+        cos: Cosines of the rotary embedding, `(t, d)`.
+        sin: Its sines.
+        seen: Which tokens each token sees, `(t, t)`; all before it, and itself, when None.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    seen: Tensor | None = None
+
+
+def positions_of(
     shape: LlamaShape, n_tokens: int, device: torch.device | None = None
-) -> tuple[Tensor, Tensor]:
-    """Return cosines and sines of the rotary embedding, each `(t, d)` (RoFormer, eq. 34)."""
-    angles = torch.outer(torch.arange(n_tokens), torch.tensor(inverse_frequencies(shape)))
+) -> list[Positions]:
+    """Return the positions of tokens as each layer knows them (RoFormer, eq. 34)."""
+    kinds = [_positions(shape, n_tokens, device, local=local) for local in (False, True)]
+    return [kinds[layer in shape.local_layers] for layer in range(shape.num_hidden_layers)]
+
+
+def _positions(
+    shape: LlamaShape, n_tokens: int, device: torch.device | None, *, local: bool
+) -> Positions:
+    number = torch.arange(n_tokens)
+    angles = torch.outer(number, torch.tensor(inverse_frequencies(shape, local=local)))
     angles = torch.cat((angles, angles), dim=-1).to(device)
-    return angles.cos(), angles.sin()
+    back, seen = number[:, None] - number, None
+    if local and n_tokens > shape.sliding_window:
+        seen = ((back >= 0) & (back < shape.sliding_window)).to(device)
+    return Positions(angles.cos(), angles.sin(), seen)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -125,26 +164,27 @@ def unit_rms(x: Tensor, eps: float) -> Tensor:
 
 
 def decoder_layer(
-    x: Tensor, weights: Weights, shape: LlamaShape, rope: tuple[Tensor, Tensor]
+    x: Tensor, weights: Weights, shape: LlamaShape, positions: Positions
 ) -> Tensor:
     """Run one decoder layer, `(b, t, h)` to `(b, t, h)`."""
-    x = x + project_out(attention_heads(x, weights, shape, rope), weights, shape)
+    x = x + project_out(attention_heads(x, weights, shape, positions), weights, shape)
     return x + project_down(ffn_channels(x, weights, shape), weights, shape)
 
 
 @torch.no_grad()
 def run_layer(
-    states: Tensor, weights: Weights, shape: LlamaShape, rope: tuple[Tensor, Tensor]
+    states: Tensor, weights: Weights, shape: LlamaShape, positions: Positions
 ) -> Tensor:
     """Run one decoder layer on many windows, one after another, `(b, t, h)` to `(b, t, h)`.
 
     All at once would hold every FFN channel of every token.
     """
-    return torch.cat([decoder_layer(window, weights, shape, rope) for window in states.split(1)])
+    return torch.cat([decoder_layer(window, weights, shape, positions)
+                      for window in states.split(1)])
 
 
 def attention_heads(
-    x: Tensor, weights: Weights, shape: LlamaShape, rope: tuple[Tensor, Tensor]
+    x: Tensor, weights: Weights, shape: LlamaShape, positions: Positions
 ) -> Tensor:
     """Return what each query head attends to, before o_proj: `(b, t, n * d)`."""
     y = rms_norm(x, weights["input_layernorm.weight"], shape.rms_norm_eps)
@@ -153,33 +193,44 @@ def attention_heads(
     if shape.of.head_norms:
         q, k = (rms_norm(part, weights[f"self_attn.{name}_norm.weight"], shape.rms_norm_eps)
                 for name, part in (("q", q), ("k", k)))
-    q, k = _rotate(q, rope), _rotate(k, rope)
-    heads = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True,
-                                           scale=shape.attention_multiplier)
+    q, k = _rotate(q, positions), _rotate(k, positions)
+    heads = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=positions.seen, is_causal=positions.seen is None, enable_gqa=True,
+        scale=shape.attention_multiplier)
     return heads.transpose(1, 2).flatten(2)
 
 
 def project_out(heads: Tensor, weights: Weights, shape: LlamaShape) -> Tensor:
     """Return what attention adds to the hidden states: o_proj, `(b, t, n * d)` to `(b, t, h)`."""
-    return _scaled(_linear(heads, weights, "self_attn.o_proj"), shape)
+    return added(put_out(heads, weights, OUT), weights, shape, OUT)
 
 
 def ffn_channels(x: Tensor, weights: Weights, shape: LlamaShape) -> Tensor:
     """Return the activations of the FFN's channels, before down_proj: `(b, t, intermediate_size)`.
 
-    SwiGLU (arXiv:2002.05202, eq. 6).
+    SwiGLU or GEGLU (arXiv:2002.05202, eq. 6 and 5).
     """
-    y = rms_norm(x, weights["post_attention_layernorm.weight"], shape.rms_norm_eps)
-    return F.silu(_linear(y, weights, "mlp.gate_proj")) * _linear(y, weights, "mlp.up_proj")
+    y = rms_norm(x, weights[f"{shape.of.ffn_norm}.weight"], shape.rms_norm_eps)
+    gates = _linear(y, weights, "mlp.gate_proj")
+    gates = F.silu(gates) if shape.of.activation == "silu" else F.gelu(gates, approximate="tanh")
+    return gates * _linear(y, weights, "mlp.up_proj")
 
 
 def project_down(channels: Tensor, weights: Weights, shape: LlamaShape) -> Tensor:
     """Return what the FFN adds: down_proj, `(b, t, intermediate_size)` to `(b, t, h)`."""
-    return _scaled(_linear(channels, weights, "mlp.down_proj"), shape)
+    return added(put_out(channels, weights, DOWN), weights, shape, DOWN)
 
 
-def _scaled(added: Tensor, shape: LlamaShape) -> Tensor:
-    return added if shape.residual_multiplier == 1 else added * shape.residual_multiplier
+def put_out(inputs: Tensor, weights: Weights, projection: str) -> Tensor:
+    """Return what o_proj or down_proj itself puts out."""
+    return _linear(inputs, weights, projection)
+
+
+def added(put: Tensor, weights: Weights, shape: LlamaShape, projection: str) -> Tensor:
+    """Return what is added to the hidden states of what o_proj or down_proj puts out."""
+    if shape.of.norms_after:
+        put = rms_norm(put, weights[_NORM_AFTER[projection]], shape.rms_norm_eps)
+    return put if shape.residual_multiplier == 1 else put * shape.residual_multiplier
 
 
 class Output(NamedTuple):
@@ -210,16 +261,16 @@ def output_of(
         dtype: Of the products in a layer.
     """
     shape, where = checkpoint.shape, compute_device()
-    rope = rope_tables(shape, tokens.shape[1], where)
+    positions = positions_of(shape, tokens.shape[1], where)
     x, head = embed(checkpoint, tokens).to(where), None
     for place, stored in layers:
         in_layer = place not in {BEFORE, shape.num_hidden_layers}
-        weights = {name: weight.to(where, dtype if in_layer else torch.float32)
-                   for name, weight in stored.items()}
+        weights = in_dtype({name: weight.to(where) for name, weight in stored.items()},
+                           dtype if in_layer else torch.float32)
         if in_layer:
-            x = run_layer(x, weights, shape, rope)
+            x = run_layer(x, weights, shape, positions[place])
         elif place == BEFORE:
-            x = weights[EMBEDDING][tokens] * shape.embedding_multiplier
+            x = weights[EMBEDDING][tokens] * shape.embedding_scale
         else:
             head = Head(weights[FINAL_NORM], weights[PROJECTION], shape.rms_norm_eps,
                         shape.logits_scaling)
@@ -267,7 +318,6 @@ def _split(x: Tensor, head_dim: int) -> Tensor:
     return heads.transpose(1, 2)  # (b, n, t, d)
 
 
-def _rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    cos, sin = rope
+def _rotate(x: Tensor, positions: Positions) -> Tensor:
     left, right = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-right, left), dim=-1) * sin
+    return x * positions.cos + torch.cat((-right, left), dim=-1) * positions.sin

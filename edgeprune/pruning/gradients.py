@@ -73,13 +73,13 @@ def _states(
     with torch.inference_mode(mode=False):
         layers = checkpoint.shape.num_hidden_layers
         where = forward.compute_device()
-        rope = forward.rope_tables(checkpoint.shape, tokens.shape[1], where)
+        positions = forward.positions_of(checkpoint.shape, tokens.shape[1], where)
         states = [forward.embed(checkpoint, tokens)]
         for layer in range(layers):
             notify(f"hidden states: layer {layer + 1} of {layers}")
             weights = forward.load_layer(checkpoint, layer, where)
             states.append(forward.run_layer(
-                states[-1].to(where), weights, checkpoint.shape, rope).cpu())
+                states[-1].to(where), weights, checkpoint.shape, positions[layer]).cpu())
         return states
 
 
@@ -130,14 +130,14 @@ def _backward(
     """
     with torch.inference_mode(mode=False), torch.enable_grad():
         where = forward.compute_device()
-        rope = forward.rope_tables(checkpoint.shape, states.shape[1], where)
+        positions = forward.positions_of(checkpoint.shape, states.shape[1], where)
         weights = {name: weight.requires_grad_()
                    for name, weight in forward.load_layer(checkpoint, layer, where).items()}
         sums = _Sums(weights, len(states))
         before = []
         for state, after in zip(states.split(1), wanted.split(1), strict=True):
             x = state.detach().to(where).requires_grad_()
-            y = forward.decoder_layer(x, weights, checkpoint.shape, rope)
+            y = forward.decoder_layer(x, weights, checkpoint.shape, positions[layer])
             of_states, *of_weights = torch.autograd.grad(
                 y, [x, *weights.values()], after.to(where))
             before.append(of_states.cpu())
@@ -152,7 +152,7 @@ def _embedding_gradients(checkpoint: Checkpoint, tokens: Tensor, wanted: Tensor)
     sums = _Sums({OUTER[0]: weight}, len(tokens))
     for ids, after in zip(tokens, wanted, strict=True):
         sums.add([torch.zeros_like(weight).index_add_(
-            0, ids, after, alpha=checkpoint.shape.embedding_multiplier)])
+            0, ids, after, alpha=checkpoint.shape.embedding_scale)])
     return sums.found()
 
 

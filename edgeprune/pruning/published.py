@@ -42,7 +42,7 @@ def mapped_layers(
         notify: Told how far it is.
     """
     shape, where = checkpoint.shape, forward.compute_device()
-    rope = forward.rope_tables(shape, tokens.shape[1], where)
+    positions = forward.positions_of(shape, tokens.shape[1], where)
     states = forward.embed(checkpoint, tokens).to(where)
     before: tuple[int, dict[str, Tensor], list[tuple[Tensor, Tensor]]] | None = None
     for layer in range(shape.num_hidden_layers):
@@ -57,7 +57,7 @@ def mapped_layers(
         for i in range(len(states)):
             x = states[i : i + 1]
             x = x + forward.project_out(
-                forward.attention_heads(x, weights, shape, rope), weights, shape)
+                forward.attention_heads(x, weights, shape, positions[layer]), weights, shape)
             added = forward.project_down(forward.ffn_channels(x, weights, shape), weights, shape)
             states[i : i + 1] = x + added
             if ends_before_span:

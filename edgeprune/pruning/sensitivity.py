@@ -79,8 +79,8 @@ class LossScorer:
         self._checkpoint, self._text, self._narrowing = checkpoint, text, narrowing
         self._known, self._notify = known, notify
         self._layers = LayerCache(checkpoint)
-        self._rope = forward.rope_tables(checkpoint.shape, text.tokens.shape[1],
-                                         self._layers.device)
+        self._positions = forward.positions_of(checkpoint.shape, text.tokens.shape[1],
+                                               self._layers.device)
         self._unpruned: Output | None = None
 
     def __call__(self, candidates: Sequence[Cuts]) -> list[Loss]:
@@ -130,7 +130,8 @@ class LossScorer:
         if narrowed is None:
             return x
         weights = self._narrowing(layer, self._layers[layer], narrowed)
-        return forward.decoder_layer(x, weights, self._checkpoint.shape, self._rope)
+        return forward.decoder_layer(x, weights, self._checkpoint.shape,
+                                     self._positions[layer])
 
 
 class LayerCache:

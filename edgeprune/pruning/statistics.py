@@ -78,7 +78,7 @@ def measure_statistics(
     """
     shape, where = checkpoint.shape, forward.compute_device()
     directory.mkdir(parents=True, exist_ok=True)
-    rope = forward.rope_tables(shape, tokens.shape[1], where)
+    positions = forward.positions_of(shape, tokens.shape[1], where)
     x = forward.embed(checkpoint, tokens)
     compared, hidden = [_some(x)], _Moments()
 
@@ -92,7 +92,7 @@ def measure_statistics(
         for i, sequence in enumerate(x):
             states = sequence[None].to(where)
             see(states)
-            attended = forward.attention_heads(states, weights, shape, rope)
+            attended = forward.attention_heads(states, weights, shape, positions[layer])
             moments["heads"].add(attended)
             states = states + forward.project_out(attended, weights, shape)
             see(states)

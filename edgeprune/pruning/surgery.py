@@ -111,8 +111,10 @@ def columns_of(units: Sequence[int] | Tensor, width: int) -> Tensor:
 
 
 def stored(weights: Weights, checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Return computed weights as the checkpoint stores its own."""
-    return {name: weight.to(checkpoint.dtype).cpu() for name, weight in weights.items()}
+    """Return weights, as they are applied, as the checkpoint stores its own."""
+    offset = checkpoint.shape.of.norm_offset
+    return {name: (weight - offset if name.endswith("norm.weight") else weight)
+            .to(checkpoint.dtype).cpu() for name, weight in weights.items()}
 
 
 def slice_layer(weights: Weights, shape: LlamaShape, kept: Kept) -> dict[str, Tensor]:

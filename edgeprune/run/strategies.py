@@ -107,8 +107,17 @@ def check_strategy(strategy: Strategy, shape: LlamaShape) -> None:
     """Refuse a strategy whose result a model's family has no place for.
 
     Raises:
-        UsageError: It adds biases, and the family has none.
+        UsageError: It adds biases, and the family has none; or it changes what the family's
+            equations do not allow.
     """
+    kind, why = shape.family, None
     if strategy.repair is Repair.BIAS and not shape.of.takes_biases:
-        raise UsageError(f"strategy {strategy.name} adds biases, which a {shape.family} model has "
-                         "no place for", got=strategy.name, remedy="take another --strategy")
+        why = f"strategy {strategy.name} adds biases, which a {kind} model has no place for"
+    elif strategy.repair is Repair.MAP and shape.of.norms_after:
+        why = (f"strategy {strategy.name} folds a map into a projection, but a norm stands behind "
+               f"the projections of a {kind} model")
+    elif strategy.planner is Planner.HIDDEN and shape.of.scales_embedding:
+        why = (f"strategy {strategy.name} cuts hidden channels, but the scale of a {kind} model's "
+               "embeddings follows hidden_size")
+    if why is not None:
+        raise UsageError(why, got=strategy.name, remedy="take another --strategy")

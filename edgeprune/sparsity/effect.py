@@ -158,7 +158,7 @@ def count_zeros(sparse: Checkpoint, artifact: Path) -> Iterator[MatrixZeros]:
         for spec in sparse_matrices(shape, layer):
             zeros = sparse.tensor(spec.name).float().numpy() == 0
             zeros = in_llama_cpps_order(zeros, spec, shape)
-            tensor = stored[gguf_name(spec.name)]
+            tensor = stored[gguf_name(spec.name, shape.of)]
             values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
             n_zeros = int(zeros.sum())
             yield MatrixZeros(

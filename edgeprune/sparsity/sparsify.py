@@ -24,6 +24,7 @@ from edgeprune.model.shape import LlamaShape, config_of_shape
 from edgeprune.model.tensors import tensor_specs
 from edgeprune.pruning import forward
 from edgeprune.pruning.calibration import Corpus, calibration_corpus, draw, tokens_by_kind
+from edgeprune.pruning.forward import Positions
 from edgeprune.pruning.sample import Windows
 from edgeprune.sparsity.masks import magnitude, wanda
 from edgeprune.sparsity.recipe import Method, Recipe, check_rows
@@ -108,6 +109,7 @@ def _sparse_tensors(
     shape = checkpoint.shape
     states = (forward.embed(checkpoint, tokens)
               if recipe.needs_activations and tokens is not None else None)
+    positions = [] if states is None else forward.positions_of(shape, states.shape[1])
     for layer, specs in groupby(tensor_specs(shape), key=lambda spec: spec.layer):
         originals = ((spec.name, checkpoint.tensor(spec.name)) for spec in specs)
         if layer is None:
@@ -115,7 +117,8 @@ def _sparse_tensors(
             continue
         notify(f"{recipe.describe()}: layer {layer + 1} of {shape.num_hidden_layers}")
         weights = forward.load_layer(checkpoint, layer)
-        known = {} if states is None else input_statistics(states, weights, shape, recipe)
+        known = {} if states is None else input_statistics(states, weights, shape, recipe,
+                                                           positions[layer])
         for name, original in originals:
             within = name.removeprefix(f"model.layers.{layer}.")
             if within in INPUT_OF:
@@ -124,8 +127,7 @@ def _sparse_tensors(
                 weights[within] = original.float()
             yield name, original
         if states is not None:
-            states = forward.run_layer(states, weights, shape, forward.rope_tables(
-                shape, states.shape[1]))
+            states = forward.run_layer(states, weights, shape, positions[layer])
 
 
 def sparse_matrix(weight: Tensor, known: Tensor | Curvature | None, recipe: Recipe) -> Tensor:
@@ -151,7 +153,8 @@ def sparse_matrix(weight: Tensor, known: Tensor | Curvature | None, recipe: Reci
 
 @torch.inference_mode()
 def input_statistics(
-    states: Tensor, weights: Mapping[str, Tensor], shape: LlamaShape, recipe: Recipe
+    states: Tensor, weights: Mapping[str, Tensor], shape: LlamaShape, recipe: Recipe,
+    positions: Positions,
 ) -> dict[str, Tensor | Curvature]:
     """Return what the method needs of each input within a layer, by the names in `INPUT_OF`.
 
@@ -160,10 +163,11 @@ def input_statistics(
         weights: Of the dense layer, by name within the layer.
         shape: Of the model.
         recipe: Wanda is told the norms of the features, SparseGPT their `Curvature`.
+        positions: Of the tokens, as the layer knows them.
     """
-    rope, totals = forward.rope_tables(shape, states.shape[1]), dict[str, Tensor]()
+    totals = dict[str, Tensor]()
     for window in states.split(1):  # all at once would hold every FFN channel of every token
-        for name, inputs in linear_inputs(window, weights, shape, rope).items():
+        for name, inputs in linear_inputs(window, weights, shape, positions).items():
             x = inputs.flatten(0, 1)
             total = x.square().sum(0) if recipe.method is Method.WANDA else x.T @ x
             totals[name] = totals[name] + total if name in totals else total
@@ -173,7 +177,7 @@ def input_statistics(
 
 
 def linear_inputs(
-    x: Tensor, weights: Mapping[str, Tensor], shape: LlamaShape, rope: tuple[Tensor, Tensor]
+    x: Tensor, weights: Mapping[str, Tensor], shape: LlamaShape, positions: Positions
 ) -> dict[str, Tensor]:
     """Return what the matrices of a layer are applied to, by the names in `INPUT_OF`.
 
@@ -181,17 +185,17 @@ def linear_inputs(
         x: What goes into the layer, `(b, t, hidden_size)`.
         weights: Of the layer, by name within the layer.
         shape: Of the model.
-        rope: Tables of the rotary embedding.
+        positions: Of the tokens, as the layer knows them.
 
     Returns:
         Tensors `(b, t, n_columns)`.
     """
-    heads = forward.attention_heads(x, weights, shape, rope)
+    heads = forward.attention_heads(x, weights, shape, positions)
     middle = x + forward.project_out(heads, weights, shape)
     return {
         "attention": forward.rms_norm(x, weights["input_layernorm.weight"], shape.rms_norm_eps),
         "heads": heads,
-        "ffn": forward.rms_norm(middle, weights["post_attention_layernorm.weight"],
+        "ffn": forward.rms_norm(middle, weights[f"{shape.of.ffn_norm}.weight"],
                                 shape.rms_norm_eps),
         "channels": forward.ffn_channels(middle, weights, shape),
     }

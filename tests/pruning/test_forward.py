@@ -24,11 +24,11 @@ def _compare(directory: Path) -> None:
     with torch.inference_mode():
         theirs = model(TOKENS, output_hidden_states=True)
         x = forward.embed(checkpoint, TOKENS)
-        rope = forward.rope_tables(checkpoint.shape, TOKENS.shape[1])
+        positions = forward.positions_of(checkpoint.shape, TOKENS.shape[1])
         for layer in range(checkpoint.shape.num_hidden_layers):
             torch.testing.assert_close(x, theirs.hidden_states[layer], rtol=1e-4, atol=1e-4)
             weights = forward.load_layer(checkpoint, layer)
-            x = forward.decoder_layer(x, weights, checkpoint.shape, rope)
+            x = forward.decoder_layer(x, weights, checkpoint.shape, positions[layer])
         cut = x + torch.linspace(-1, 1, x.shape[-1])
         end, after_cut = (forward.Output(states, forward.output_head(checkpoint))
                           for states in (x, cut))
@@ -59,13 +59,13 @@ def test_a_model_of_32_bits_is_never_rounded(tiny: Path) -> None:
 @pytest.mark.smollm2
 def test_quick_products_lose_next_to_nothing(smollm2: Path) -> None:
     checkpoint = Checkpoint(smollm2)
-    rope = forward.rope_tables(checkpoint.shape, TOKENS.shape[1])
+    positions = forward.positions_of(checkpoint.shape, TOKENS.shape[1])
     ends = []
     for dtype in (torch.float32, torch.bfloat16):
         x = forward.embed(checkpoint, TOKENS)
         for layer in range(checkpoint.shape.num_hidden_layers):
             weights = forward.load_layer(checkpoint, layer, dtype=dtype)
-            x = forward.run_layer(x, weights, checkpoint.shape, rope)
+            x = forward.run_layer(x, weights, checkpoint.shape, positions[layer])
         assert x.dtype == torch.float32
         ends.append(forward.Output(x, forward.output_head(checkpoint)))
     with torch.inference_mode():

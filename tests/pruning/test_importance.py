@@ -39,12 +39,12 @@ class World:
         self.checkpoint = Checkpoint(directory)
         self.shape: LlamaShape = self.checkpoint.shape
         self.weights = forward.load_layer(self.checkpoint, LAYER)
-        rope = forward.rope_tables(self.shape, TOKENS.shape[1])
+        positions = forward.positions_of(self.shape, TOKENS.shape[1])
         x = forward.embed(self.checkpoint, TOKENS)
         for layer in range(LAYER):
             x = forward.decoder_layer(x, forward.load_layer(self.checkpoint, layer), self.shape,
-                                      rope)
-        heads = forward.attention_heads(x, self.weights, self.shape, rope)
+                                      positions[layer])
+        heads = forward.attention_heads(x, self.weights, self.shape, positions[LAYER])
         x = x + forward.project_out(heads, self.weights, self.shape)
         # what o_proj and down_proj take in, (tokens, width)
         self.heads = heads.flatten(0, 1)
@@ -71,14 +71,15 @@ class World:
 
     def loss(self, change: Callable[[dict[str, Tensor]], None]) -> float:
         """Return the loss in float64 after a change of the layer's weights."""
-        cos, sin = forward.rope_tables(self.shape, TOKENS.shape[1])
+        cos, sin, _ = forward.positions_of(self.shape, TOKENS.shape[1])[LAYER]
         x = forward.embed(self.checkpoint, TOKENS).double()
         for layer in range(self.shape.num_hidden_layers):
             weights = {name: weight.double() for name, weight in
                        forward.load_layer(self.checkpoint, layer).items()}
             if layer == LAYER:
                 change(weights)
-            x = forward.decoder_layer(x, weights, self.shape, (cos.double(), sin.double()))
+            x = forward.decoder_layer(x, weights, self.shape,
+                                      forward.Positions(cos.double(), sin.double()))
         head = forward.output_head(self.checkpoint)
         logits = forward.Head(head.norm.double(), head.projection.double(), head.eps).logits(x)
         return float(F.cross_entropy(logits[:, :-1].flatten(0, 1), TOKENS[:, 1:].flatten()))

@@ -27,6 +27,7 @@ from edgeprune.run.limits import AUTO_QUANTS
 from edgeprune.target.measurement import Comparison, Measurement
 from tests.cli.test_app import assert_one_line
 from tests.conftest import PROFILES, TARGETS, Cli, cli_argv, run_cli
+from tests.tiny import make_tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("_profiled")]
 # file size does not depend on how busy the machine is; exit 4 says that it was
@@ -167,8 +168,9 @@ def test_text_that_cannot_be_trained_on_is_told_first(
 
 
 def test_a_model_without_a_tokenizer_is_told_before_anything_is_measured(
-    cli: Cli, tiny: Path, tmp_path: Path
+    cli: Cli, tmp_path: Path
 ) -> None:
+    tiny = make_tiny(tmp_path / "tiny")
     done = cli("run", str(tiny), "--target", "local", "--budget", "ram < 1 GB", "--name", "r")
     assert_one_line(done, InputError.exit_code, "no tokenizer", "tokenizer.json")
     assert not (tmp_path / "runs/r/baseline").exists()

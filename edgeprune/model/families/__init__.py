@@ -6,6 +6,7 @@ To add one: a module here, its line in this table, and its row in `tests/model/t
 from __future__ import annotations
 
 from edgeprune.model.families.family import Family
+from edgeprune.model.families.gemma3 import GEMMA3
 from edgeprune.model.families.granite import GRANITE
 from edgeprune.model.families.llama import LLAMA
 from edgeprune.model.families.mistral import MISTRAL
@@ -14,6 +15,7 @@ from edgeprune.model.families.qwen3 import QWEN3
 
 __all__ = ["BY_GGUF", "FAMILIES", "Family"]
 
-FAMILIES = {family.model_type: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, GRANITE)}
+FAMILIES = {family.model_type: family for family in (
+    LLAMA, MISTRAL, QWEN2, QWEN3, GRANITE, GEMMA3)}
 # of several with one name in GGUF files, the first
 BY_GGUF = {family.gguf: family for family in reversed(FAMILIES.values())}
