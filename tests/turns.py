@@ -21,9 +21,11 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
-FIRST = ("tests/arm", "tests/run/test_smollm2.py", "tests/run/test_pipeline.py", "tests/recovery",
-         "tests/debian/test_deploy.py", "tests/run/test_strategies.py",
-         "tests/pruning/test_compress.py")
+FIRST = ("tests/arm", "tests/run/test_pipeline.py", "tests/run/test_smollm2.py",
+         "tests/test_generations.py", "tests/recovery", "tests/debian/test_deploy.py",
+         "tests/cli/test_app.py", "tests/quality/test_judge_backends.py",
+         "tests/model/test_families.py", "tests/run/test_strategies.py",
+         "tests/pruning/test_compress.py", "tests/quality")
 LAST = ("tests/profiling/test_profile.py::test_the_best_number", "tests/run/test_onnx_choice.py",
         "tests/run/test_measured.py")
 RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID")

@@ -26,11 +26,7 @@ PROMPTS = ["What is the capital of France?", "Write a sentence about the sea.",
            "Why is the sky blue?", "Name three fruits.", "How do birds fly?",
            "What is a computer?", "Tell me about dogs.", "What do bees make?",
            "Give me advice on sleeping well.", "What is the sun made of?",
-           "How do I boil an egg?", "What is a mountain?", "Who was Shakespeare?",
-           "What do cats eat?", "Why do we need water?", "Describe a garden.",
-           "What is a bicycle for?", "Tell me about the moon.", "How is bread made?",
-           "What is music?", "Why is exercise good?", "What is a library?",
-           "How does rain form?", "Say something kind."]
+           "How do I boil an egg?", "What is a mountain?"]
 
 
 @pytest.fixture(scope="module")
@@ -106,9 +102,9 @@ def test_the_original_is_preferred_over_one_with_half_its_layers(
 
 def test_two_copies_of_a_model_are_a_tie(original: Path, cache: Path) -> None:
     with open_judge(str(original), None) as judge:
-        same = judged(original, original, judge, cache, prompts=PROMPTS[:8])
-        drawn = judged(original, original, judge, cache, temperature=0.7, prompts=PROMPTS[:8])
-    assert same.ties == 8 - same.invalid
+        same = judged(original, original, judge, cache, prompts=PROMPTS[:4])
+        drawn = judged(original, original, judge, cache, temperature=0.7, prompts=PROMPTS[:4])
+    assert same.ties == 4 - same.invalid
     assert drawn.loss.low <= 0 <= drawn.loss.high
 
 
