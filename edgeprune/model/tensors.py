@@ -55,7 +55,7 @@ class TensorSpec:
     @property
     def is_norm(self) -> bool:
         """True for the weights of a norm."""
-        return self.name.endswith("norm.weight")
+        return is_norm(self.name)
 
     def rotary_heads(self, shape: LlamaShape) -> int:
         """Return how many heads' rows it holds that are rotated; 0 when none are."""
@@ -90,6 +90,11 @@ _LAYER: tuple[tuple[str, tuple[Axis, ...], str], ...] = (
     ("mlp.up_proj.bias", (Axis.FFN,), "mlp"),
     ("mlp.down_proj.bias", (Axis.HIDDEN,), "mlp"),
 )
+
+
+def is_norm(name: str) -> bool:
+    """Tell of a tensor by its name whether it is the weights of a norm."""
+    return name.endswith("norm.weight")
 
 
 def layer_specs(shape: LlamaShape, layer: int) -> Iterator[TensorSpec]:

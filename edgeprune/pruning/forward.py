@@ -21,13 +21,13 @@ from torch import Tensor
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.rope import inverse_frequencies
 from edgeprune.model.shape import LlamaShape
-from edgeprune.model.tensors import EMBEDDING, FINAL_NORM, PROJECTION, layer_specs
+from edgeprune.model.tensors import EMBEDDING, FINAL_NORM, PROJECTION, is_norm, layer_specs
 from edgeprune.pruning.loss import Loss, worse_half
 from edgeprune.pruning.sample import Sample
 
 Weights = Mapping[str, Tensor]  # of one layer, by name within the layer
-# Layers by original number, ascending. What is in no layer may be among them, by its full names,
-# when it is not as in the checkpoint: before all layers, or after them all.
+# Layers by original number, ascending, as a checkpoint stores them. What is in no layer may be
+# among them, by its full names, when it is not as in the checkpoint: before all, or after all.
 Layers = Iterable[tuple[int, Weights]]
 BEFORE = -1
 OUT, DOWN = "self_attn.o_proj", "mlp.down_proj"  # what adds to the hidden states
@@ -67,15 +67,19 @@ def load_layer(
 
     Those of norms are float32 in any case.
     """
-    offset = checkpoint.shape.of.norm_offset
-    return {spec.within: checkpoint.tensor(spec.name).to(device, torch.float32) + offset
-            if spec.is_norm else checkpoint.tensor(spec.name).to(device, dtype)
-            for spec in layer_specs(checkpoint.shape, layer)}
+    return applied({spec.within: checkpoint.tensor(spec.name).to(device)
+                    for spec in layer_specs(checkpoint.shape, layer)}, checkpoint.shape, dtype)
+
+
+def applied(weights: Weights, shape: LlamaShape, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the weights of a layer as they are applied, of such as a checkpoint stores."""
+    return {name: weight.float() + shape.of.norm_offset if is_norm(name) else weight.to(dtype)
+            for name, weight in weights.items()}
 
 
 def in_dtype(weights: Weights, dtype: torch.dtype) -> dict[str, Tensor]:
     """Return the weights of a layer for products in a dtype; those of norms stay as they are."""
-    return {name: weight if name.endswith("norm.weight") else weight.to(dtype)
+    return {name: weight if is_norm(name) else weight.to(dtype)
             for name, weight in weights.items()}
 
 
@@ -265,14 +269,15 @@ def output_of(
     x, head = embed(checkpoint, tokens).to(where), None
     for place, stored in layers:
         in_layer = place not in {BEFORE, shape.num_hidden_layers}
-        weights = in_dtype({name: weight.to(where) for name, weight in stored.items()},
-                           dtype if in_layer else torch.float32)
+        weights = {name: weight.to(where) for name, weight in stored.items()}
+        weights = (applied(weights, shape, dtype) if in_layer
+                   else in_dtype(weights, torch.float32))
         if in_layer:
             x = run_layer(x, weights, shape, positions[place])
         elif place == BEFORE:
             x = weights[EMBEDDING][tokens] * shape.embedding_scale
         else:
-            head = Head(weights[FINAL_NORM], weights[PROJECTION], shape.rms_norm_eps,
+            head = Head(weights[FINAL_NORM].float(), weights[PROJECTION], shape.rms_norm_eps,
                         shape.logits_scaling)
     return Output(x, head or output_head(checkpoint, where))
 

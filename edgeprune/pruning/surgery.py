@@ -16,7 +16,7 @@ from torch import Tensor
 from edgeprune.model.checkpoint import Checkpoint, write_checkpoint
 from edgeprune.model.cuts import Cuts, Kept, kept_layers
 from edgeprune.model.shape import LlamaShape, config_of_shape
-from edgeprune.model.tensors import Axis, TensorSpec, layer_specs, tensor_specs
+from edgeprune.model.tensors import Axis, TensorSpec, is_norm, layer_specs, tensor_specs
 from edgeprune.pruning.forward import Layers, Weights
 
 
@@ -113,8 +113,8 @@ def columns_of(units: Sequence[int] | Tensor, width: int) -> Tensor:
 def stored(weights: Weights, checkpoint: Checkpoint) -> dict[str, Tensor]:
     """Return weights, as they are applied, as the checkpoint stores its own."""
     offset = checkpoint.shape.of.norm_offset
-    return {name: (weight - offset if name.endswith("norm.weight") else weight)
-            .to(checkpoint.dtype).cpu() for name, weight in weights.items()}
+    return {name: (weight - offset if is_norm(name) else weight).to(checkpoint.dtype).cpu()
+            for name, weight in weights.items()}
 
 
 def slice_layer(weights: Weights, shape: LlamaShape, kept: Kept) -> dict[str, Tensor]:

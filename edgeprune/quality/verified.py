@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from edgeprune.errors import EdgePruneError
 from edgeprune.export.artifact import artifact_name, export
 from edgeprune.model.checkpoint import Checkpoint
+from edgeprune.model.cuts import Cuts
 from edgeprune.model.files import model_bytes
 from edgeprune.model.onnx_formats import FLOAT, GRAPH, is_onnx
 from edgeprune.model.quantization import tensor_bytes
@@ -115,13 +116,12 @@ def _expected(checkpoint: Checkpoint) -> Logits:
     """Return the checkpoint's own logits of the probe, `(PROBE, vocab_size)`, float32."""
     import torch  # noqa: PLC0415 - heavy
 
-    from edgeprune.pruning.forward import load_layer, output_of  # noqa: PLC0415
+    from edgeprune.pruning.forward import output_of  # noqa: PLC0415
+    from edgeprune.pruning.surgery import cut_layers  # noqa: PLC0415
 
-    where = torch.device("cpu")
     with torch.inference_mode():
-        layers = ((layer, load_layer(checkpoint, layer, where))
-                  for layer in range(checkpoint.shape.num_hidden_layers))
-        output = output_of(checkpoint, layers, torch.tensor([_probe(checkpoint)]))
+        output = output_of(checkpoint, cut_layers(checkpoint, Cuts(), {}),
+                           torch.tensor([_probe(checkpoint)]))
         logits: torch.Tensor = output.head.logits(output.states)[0]
     return np.asarray(logits.cpu().numpy())
 

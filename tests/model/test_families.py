@@ -26,11 +26,11 @@ from edgeprune.model.tensors import tensor_specs
 from edgeprune.planning.widths import served_components
 from edgeprune.pruning.components import principal_components
 from edgeprune.pruning.compress import repaired_layers
-from edgeprune.pruning.forward import load_layer, output_of
+from edgeprune.pruning.forward import output_of
 from edgeprune.pruning.gradients import layer_gradients
 from edgeprune.pruning.sample import Sample
 from edgeprune.pruning.statistics import measure_statistics, read_hidden_moments
-from edgeprune.pruning.surgery import prune, write_pruned
+from edgeprune.pruning.surgery import cut_layers, prune, write_pruned
 from edgeprune.run.strategies import check_strategy, strategy_of
 from tests.tiny import KINDS, hf_logits, make_tiny
 
@@ -55,9 +55,8 @@ def _close(ours: np.ndarray[Any, Any], theirs: torch.Tensor) -> None:
 
 
 def _computed(checkpoint: Checkpoint) -> np.ndarray[Any, Any]:
-    layers = ((i, load_layer(checkpoint, i)) for i in range(checkpoint.shape.num_hidden_layers))
     with torch.inference_mode():
-        output = output_of(checkpoint, layers, torch.tensor([TOKENS]))
+        output = output_of(checkpoint, cut_layers(checkpoint, Cuts(), {}), torch.tensor([TOKENS]))
         return np.asarray(output.head.logits(output.states)[0].numpy())
 
 
@@ -129,10 +128,13 @@ def test_repair_knows_the_family(family: str, text: torch.Tensor, tmp_path: Path
     kept = {layer: Kept(kv_heads=(0, 1), query_heads=(0, 1, 2, 3), ffn_channels=tuple(range(56)))
             for layer in range(4)}
     prune(checkpoint, cuts, kept, tmp_path / "cut")
-    layers = repaired_layers(checkpoint, cuts, kept, Sample.of_one_kind(text))
+    layers = list(repaired_layers(checkpoint, cuts, kept, Sample.of_one_kind(text)))
     write_pruned(checkpoint, cuts, layers, tmp_path / "repaired")
     whole, cut, repaired = (hf_logits(tmp_path / name, seen) for name in ("m", "cut", "repaired"))
     assert (repaired - whole).square().mean() < 0.9 * (cut - whole).square().mean()
+    # what a plan is judged by when it is built
+    output = output_of(checkpoint, layers, text[:1])
+    _close(output.head.logits(output.states)[0].numpy(), repaired)
 
 
 @pytest.mark.parametrize("family", [name for name, of in FAMILIES.items() if not of.norms_after])
