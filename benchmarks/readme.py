@@ -85,8 +85,8 @@ def _models(scratch: Path) -> str:
             f"{before['file_bytes'] / 2**20:.0f} -> {after['file_bytes'] / 2**20:.0f} MiB | "
             f"{lost[worst]:.3f} on {worst} | {seconds:.0f} s |")
     return "\n".join([
-        f"| `{BUDGET}`, {datetime.now(UTC):%Y-%m-%d} | unpruned | latency | file "
-        "| loses most, nats per token | the run took |",
+        (f"| `{BUDGET}`, {datetime.now(UTC):%Y-%m-%d} | unpruned | latency | file "
+        "| loses most, nats per token | the run took |"),
         "| :-- | --: | --: | --: | --: | --: |", *rows])
 
 
