@@ -76,7 +76,7 @@ def test_a_run_holds_its_budget_and_leaves_everything(
         assert (run / name).is_file(), name
     assert list(Path(os.environ[PROFILES]).glob("models/*/sensitivity.jsonl"))
     shape = Checkpoint(run / "model").shape
-    assert shape.model_dump() == outcome["plan"]["shape"]
+    assert shape.model_dump(mode="json") == outcome["plan"]["shape"]
     assert AutoModelForCausalLM.from_pretrained(run / "model").num_parameters() < (
         AutoModelForCausalLM.from_pretrained(small).num_parameters())
     assert (run / "artifact/small-Q4_K_M.gguf").stat().st_size == outcome["after"]["file_bytes"]
