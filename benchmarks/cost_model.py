@@ -3,6 +3,7 @@
     python benchmarks/cost_model.py --target local [--seconds 900]
     python benchmarks/cost_model.py --target qemu-arm64    (boots the emulated machine if need be)
     python benchmarks/cost_model.py --target local --format onnx:int8
+    python benchmarks/cost_model.py --target local --family qwen3    (SmolLM2's numbers)
 
 The profile's shapes and the unseen ones, SmolLM2 with fewer layers, heads, FFN channels, components
 of the hidden states and with other requests, are measured in turn in one job, so that what the
@@ -25,10 +26,12 @@ from rich.console import Console
 
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import Cuts
+from edgeprune.model.families import FAMILIES
 from edgeprune.model.quantization import check_format
 from edgeprune.model.shape import LlamaShape
 from edgeprune.model.source import resolve_model
 from edgeprune.planning.cost import Cost
+from edgeprune.planning.widths import served_components
 from edgeprune.profiling.design import DesignPoint, Pace, design
 from edgeprune.profiling.fit import Point, fit_cost_model
 from edgeprune.profiling.profile import (
@@ -65,10 +68,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Check the cost model on unseen shapes.")
     parser.add_argument("--target", default="local", help="'local', 'qemu-arm64', or any other")
     parser.add_argument("--format", default="Q4_K_M", help="number format, of GGUF or ONNX")
+    parser.add_argument("--family", default="llama", choices=FAMILIES,
+                        help="SmolLM2's numbers as a model of another family")
     parser.add_argument("--seconds", type=float, default=900, help="rounds begin within these")
     arguments = parser.parse_args()
     quant = check_format(arguments.format)
-    shape = Checkpoint(resolve_model("smollm2")[1]).shape
+    shape = _as_family(Checkpoint(resolve_model("smollm2")[1]).shape, arguments.family)
     is_emulated = arguments.target == "qemu-arm64"
     # with RAM for all models at once, so that they are measured in turn, not in blocks (8 GB is
     # enough for GGUF, and too little for ONNX)
@@ -76,7 +81,8 @@ def main() -> int:
     with booted, _opened(arguments.target) as device:
         pilot, pace = try_out(device, shape, quant)
         fitted = design(shape, quant, pace)
-        unseen = [_unseen(shape, quant, pace, row) for row in UNSEEN]
+        unseen = [_unseen(shape, quant, pace, row) for row in UNSEEN
+                  if row[4] == shape.hidden_size or len(served_components(shape)) > 1]
         # one of each by turns: huge pages grow on processes that were loaded earlier
         order = sorted(range(len(fitted) + len(unseen)), key=lambda i: i % len(fitted))
         points = [*fitted, *unseen]
@@ -87,9 +93,16 @@ def main() -> int:
         samples = [sample for _, sample in sorted(zip(order, measured, strict=True),
                                                   key=lambda pair: pair[0])]
         print(f"{device.target.name}: {device.facts.describe()}; {datetime.now(UTC):%Y-%m-%d}; "
-              f"{quant}, {device.threads} threads")
+              f"{shape.family}, {quant}, {device.threads} threads")
         _report(samples, len(fitted), laid[0].metadata_bytes, device, quant)
     return 0
+
+
+def _as_family(shape: LlamaShape, family: str) -> LlamaShape:
+    """Return a shape of another family with the same numbers; every sixth layer sees all tokens."""
+    local = tuple(i for i in range(shape.num_hidden_layers) if (i + 1) % 6)
+    window = {"local_layers": local, "sliding_window": 512} if FAMILIES[family].local_layers else {}
+    return shape.replace(family=family, **window)
 
 
 @contextmanager
