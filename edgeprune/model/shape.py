@@ -302,13 +302,25 @@ def _written_as(shape: LlamaShape, base: Mapping[str, Any]) -> Family:
     A `LlamaConfig` of transformers 5 takes no hidden_size that is not a multiple of the heads,
     though head_dim is given; a `MistralConfig` does, but has no biases; a `GraniteConfig` has.
     """
-    same = [family for family in FAMILIES.values()
-            if shape.family in {family.model_type, family.computes_as}]
-    same.sort(key=lambda family: family.model_type != base.get("model_type"))
-    is_odd = shape.hidden_size % shape.num_attention_heads > 0
+    same = sorted(_same(shape), key=lambda family: family.model_type != base.get("model_type"))
     is_biased = shape.attention_bias or shape.mlp_bias
-    return next((family for family in same if not (is_odd and family.whole_heads)
+    return next((family for family in same if _takes_heads(family, shape)
                  and not (is_biased and not family.takes_biases)), shape.of)
+
+
+def _same(shape: LlamaShape) -> list[Family]:
+    """Return the families whose models compute what those of the shape's family do."""
+    return [family for family in FAMILIES.values()
+            if shape.family in {family.model_type, family.computes_as}]
+
+
+def _takes_heads(family: Family, shape: LlamaShape) -> bool:
+    return not family.whole_heads or shape.hidden_size % shape.num_attention_heads == 0
+
+
+def takes_heads(shape: LlamaShape) -> bool:
+    """Tell whether transformers takes a config with as many heads, as one family or another."""
+    return any(_takes_heads(family, shape) for family in _same(shape))
 
 
 def _scaling_entries(scaling: RopeScaling) -> dict[str, Any]:

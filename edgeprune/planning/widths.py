@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.quantization import K_QUANT_BLOCK, block_widths_below
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import LlamaShape, takes_heads
 
 KEEP = 3  # at least one in so many stays: together a ninth of the layers' weights
 FFN_STEPS = 32  # a step below 1/32 of the width saves less than the cost model can tell
@@ -98,7 +98,8 @@ def served_heads(base: LlamaShape) -> tuple[tuple[int, int], ...]:
     groups, queries = base.num_key_value_heads, base.queries_per_group
     pairs = product(range(groups, least_of(groups) - 1, -1),
                     range(queries, least_of(queries) - 1, -1))
-    return tuple((g, q) for g, q in pairs if g * q * base.head_dim % grain == 0)
+    return tuple((g, q) for g, q in pairs if g * q * base.head_dim % grain == 0 and takes_heads(
+        base.replace(num_key_value_heads=g, num_attention_heads=g * q)))
 
 
 def served_widths(base: LlamaShape) -> tuple[Widths, ...]:

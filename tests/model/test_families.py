@@ -20,10 +20,10 @@ from edgeprune.model.cuts import Cuts, Kept
 from edgeprune.model.families import FAMILIES
 from edgeprune.model.gguf import GgufModel
 from edgeprune.model.onnx import OnnxModel
-from edgeprune.model.shape import shape_of_config
+from edgeprune.model.shape import shape_of_config, takes_heads
 from edgeprune.model.source import resolve_model
 from edgeprune.model.tensors import tensor_specs
-from edgeprune.planning.widths import served_components
+from edgeprune.planning.widths import served_components, served_heads
 from edgeprune.pruning.components import principal_components
 from edgeprune.pruning.compress import repaired_layers
 from edgeprune.pruning.forward import output_of
@@ -76,6 +76,10 @@ def test_logits_are_those_of_transformers_after_every_cut(
     cuts, width = CUTS[cut], shape.queries_per_group
     if cuts.query_heads >= width:
         return  # a group of one query head goes whole
+    if not takes_heads(cuts.shape(shape)):
+        left = shape.num_key_value_heads - cuts.kv_groups, width - cuts.query_heads
+        assert left not in served_heads(shape)  # transformers 5 would refuse what is left
+        return
     kept = {layer: Kept(
         kv_heads=tuple(range(shape.num_key_value_heads - cuts.kv_groups)),
         query_heads=tuple(i for i in range((shape.num_key_value_heads - cuts.kv_groups) * width)

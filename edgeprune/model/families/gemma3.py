@@ -18,5 +18,5 @@ GEMMA3 = Family(
              "attn_logit_softcapping": (None,), "final_logit_softcapping": (None,),
              "use_bidirectional_attention": (False, None)},
     activation="gelu_tanh", head_norms=True, norms_after=True, norm_offset=1.0,
-    scales_embedding=True, local_layers=True, pairs_lie_apart=True,
+    scales_embedding=True, local_layers=True, pairs_lie_apart=True, whole_heads=True,
 )
