@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 
 from edgeprune.cache import cache_directory
 from edgeprune.errors import InputError
+from edgeprune.records import file_digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +72,14 @@ def packaged_file(name: str) -> Iterator[Path]:
 
 
 def packaged_key(name: str) -> str:
-    """Identify the files of a model's packages without reading them: by their names and sizes.
+    """Identify a model by the content of the files that its packages hold.
 
     Raises:
         InputError: As `packaged_file`.
     """
     parts = [_part(name, module) for module in PACKAGED[name].modules]
-    return "-".join([parts[0].name.partition(".gguf")[0],
-                     *(f"{part.stat().st_size:x}" for part in parts)])
+    return "-".join([parts[0].name.rpartition(".gguf")[0],
+                     *(file_digest(part)[:16] for part in parts)])
 
 
 def _part(name: str, module: str) -> Path:

@@ -1,8 +1,4 @@
-"""The real SmolLM2 the whole way on this machine, as ONNX in int8.
-
-What is cut is not the format's affair (`tests/run/test_measured.py` has the usual strategy), so the
-quickest one.
-"""
+"""The real SmolLM2 the whole way on this machine, as ONNX in int8."""
 
 from __future__ import annotations
 
@@ -19,11 +15,12 @@ from tests.run.test_pipeline import QUIET_OR_NOT
 @pytest.mark.smollm2
 @pytest.mark.timeout(1800)
 def test_smollm2_as_onnx_int8_holds_a_budget(
-    cli: Cli, tmp_path: Path
+    cli: Cli, tmp_path: Path, smollm2_profiles: Path
 ) -> None:
     done = cli("run", "smollm2", "--target", "local", "--format", "onnx:int8", "--name", "r",
-               "--budget", "4 tokens after 8 < 1 min, size < 92%, ppl_ratio < 9", "--strategy",
-               "uniform", "--threads", "1", "--profile-seconds", "8", timeout_s=1500)
+               "--budget", "4 tokens after 8 < 1 min, size < 85%, ppl_ratio < 9", "--effort", "low",
+               "--threads", "1", "--profile-seconds", "8", "--profiles", str(smollm2_profiles),
+               timeout_s=1500)
     assert done.returncode in QUIET_OR_NOT, done.stdout + done.stderr
     # the faster way to int8 is not taken where it loses too much
     assert "int8: weight-only (MatMulNBits); dynamic int8 would raise perplexity by" in done.stdout
