@@ -21,6 +21,7 @@ from edgeprune.model.source import resolve_model
 from edgeprune.model.tokenizer import tokenizer_of
 from edgeprune.run.weights import MODELS
 from edgeprune.target.target import LOCAL, Target, load_target
+from tests import forked
 from tests.arm import machine as arm
 from tests.kept import kept
 from tests.sshd import LACKING, Relay, Server, is_installed, serve
@@ -38,6 +39,7 @@ __all__ = [
 
 ROOT = Path(__file__).parent.parent
 PROFILES, TARGETS = "EDGEPRUNE_TEST_PROFILES", "EDGEPRUNE_TEST_TARGETS"
+COUNTED = ROOT / ".coverage"
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 # how long an example takes says how busy the machine is
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -140,7 +142,15 @@ def _threads() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _profiles(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> None:
+def _forked() -> None:
+    """Have the libraries of commands loaded, before any test changes the environment."""
+    forked.start()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _profiles(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, _forked: None
+) -> None:
     """Keep profiles for all tests of all processes: each model is profiled once.
 
     That of `small` first of all, before anything that would disturb it: disturbed, each run would
@@ -175,18 +185,38 @@ def _profiled(small: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
 def run_cli(
     directory: Path, *arguments: str, timeout_s: float = 900
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command line as a user would, in a directory."""
+    """Run the command line as a user would, in a directory.
+
+    It is forked off a process that has loaded the libraries, where nothing of the environment
+    changed that they look at.
+    """
+    environment = {**os.environ, "COLUMNS": "200"}
+    if forked.can_run():
+        return forked.run(_completed(*arguments), directory, environment, timeout_s=timeout_s,
+                          data=COUNTED if _is_counted(*arguments) else None)
     return subprocess.run(
         cli_argv(*arguments), cwd=directory, capture_output=True, text=True, check=False,
-        timeout=timeout_s, env={**os.environ, "COLUMNS": "200"},
+        timeout=timeout_s, env=environment,
     )
 
 
 def cli_argv(*arguments: str) -> list[str]:
-    """Return the command line of edgeprune with some arguments, counted by coverage if we are.
+    """Return the command line of edgeprune with some arguments, counted by coverage if we are."""
+    counted = ["-m", "coverage", "run", "--parallel-mode", f"--data-file={COUNTED}",
+               f"--rcfile={ROOT / 'pyproject.toml'}"] if _is_counted(*arguments) else []
+    return [sys.executable, *counted, "-m", "edgeprune.cli", *_completed(*arguments)]
+
+
+def _is_counted(*arguments: str) -> bool:
+    """Tell whether coverage counts what a command runs.
 
     Runs of the real model are not: they take minutes, and what they do is counted on small ones.
     """
+    return Coverage.current() is not None and "smollm2" not in arguments
+
+
+def _completed(*arguments: str) -> list[str]:
+    """Add to a command's arguments what spares the tests time, where they do not say it."""
     asked = set(arguments)
     if LOCAL in asked and "--targets" not in asked:
         arguments = (*arguments, "--targets", os.environ[TARGETS])
@@ -200,7 +230,4 @@ def cli_argv(*arguments: str) -> list[str]:
             arguments = (*arguments, "--effort", "low")  # a third of the time that it takes
         if not {"smollm2", "--threads", LOCAL} & asked:
             arguments = (*arguments, "--threads", "1")
-    counted = ["-m", "coverage", "run", "--parallel-mode", f"--data-file={ROOT / '.coverage'}",
-               f"--rcfile={ROOT / 'pyproject.toml'}"] if (
-                   Coverage.current() and "smollm2" not in asked) else []
-    return [sys.executable, *counted, "-m", "edgeprune.cli", *arguments]
+    return list(arguments)
