@@ -17,7 +17,7 @@ import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeprune.errors import EdgePruneError
+from edgeprune.errors import EdgePruneError, InputError
 from edgeprune.export.finite import check_finite
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.gguf import quiet_llama_cpp
@@ -222,7 +222,20 @@ def _add_shape(writer: gguf.GGUFWriter, shape: LlamaShape) -> None:
         writer.add_sliding_window_pattern([i in shape.local_layers
                                            for i in range(shape.num_hidden_layers)])
         writer.add_rope_freq_base_swa(shape.rope_local_base_freq)
+    if shape.of.unrotated_every:
+        _check_unrotated(shape)
     scaling = shape.rope_scaling
     if scaling is not None and scaling.rope_type == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(scaling.factor)
+
+
+def _check_unrotated(shape: LlamaShape) -> None:
+    """Refuse layers without a rotary embedding that are others than llama.cpp takes for granted."""
+    every = shape.of.unrotated_every
+    for layer in range(shape.num_hidden_layers):
+        if (layer in shape.unrotated_layers) != ((layer + 1) % every == 0):
+            raise InputError(
+                f"llama.cpp takes for granted that each {every}th layer of a {shape.family} model, "
+                "and no other, has no rotary embedding", got=f"layer {layer} that differs",
+                remedy="export it with --format onnx:int8")

@@ -42,6 +42,7 @@ class Cuts(Record):
     def shape(self, base: LlamaShape) -> LlamaShape:
         """Return the shape that is left of `base`."""
         groups = base.num_key_value_heads - self.kv_groups
+        layers = kept_layers(base, self)
         return base.replace(
             num_hidden_layers=base.num_hidden_layers - len(self.layers),
             num_key_value_heads=groups,
@@ -49,8 +50,9 @@ class Cuts(Record):
             intermediate_size=base.intermediate_size - self.ffn_channels,
             hidden_size=base.hidden_size - self.hidden_channels - self.components,
             tie_word_embeddings=base.tie_word_embeddings and not self.components,
-            local_layers=tuple(number for number, layer in enumerate(kept_layers(base, self))
-                               if layer in base.local_layers),
+            **{name: tuple(number for number, layer in enumerate(layers) if layer in some)
+               for name, some in (("local_layers", base.local_layers),
+                                  ("unrotated_layers", base.unrotated_layers))},
         )
 
     @property

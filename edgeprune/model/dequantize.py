@@ -138,6 +138,9 @@ def _shape(
             "mlp_bias": _has_bias(tensors, "ffn_gate", "ffn_up", "ffn_down")}
     if family.local_layers:
         numbers |= _local(fields)
+    if every := family.unrotated_every:
+        numbers["unrotated_layers"] = tuple(
+            range(every - 1, fields.number("block_count"), every))
     shape = LlamaShape(
         family=family.model_type, hidden_size=width,
         intermediate_size=fields.number("feed_forward_length"),

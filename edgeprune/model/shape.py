@@ -25,15 +25,15 @@ _MULTIPLIERS = {"embedding_multiplier", "attention_multiplier", "residual_multip
                 "logits_scaling"}
 
 
-# what is of a family with `local_layers`, and how its configs call the two kinds of layers
-_LOCAL = {"local_layers", "sliding_window", "rope_local_base_freq"}
+# what tells layers apart, and how configs call the two kinds of a family with `local_layers`
+_LOCAL = {"local_layers", "sliding_window", "rope_local_base_freq", "unrotated_layers"}
 _LOCAL_LAYER, _GLOBAL_LAYER = "sliding_attention", "full_attention"
 
 
 _KINDS: dict[str, type] = {
     "model_type": str, "architectures": list, "rope_parameters": dict, "rope_scaling": dict,
     "sliding_window": int, "layer_types": list, "max_position_embeddings": int, "hidden_size": int,
-    "num_attention_heads": int,
+    "num_attention_heads": int, "no_rope_layers": list, "no_rope_layer_interval": int,
 }
 _IN_WORDS = {str: "a text", list: "a list", dict: "an object", int: "a whole number"}
 
@@ -63,6 +63,7 @@ class LlamaShape(Record):
             of `head_dim` when None.
         local_layers: Numbers of the layers whose tokens see `sliding_window` tokens, themselves the
             last; their rotary embedding has the base `rope_local_base_freq`, without scaling.
+        unrotated_layers: Numbers of the layers that have no rotary embedding.
     """
 
     family: str = "llama"
@@ -87,6 +88,7 @@ class LlamaShape(Record):
     local_layers: tuple[int, ...] = ()
     sliding_window: int = Field(default=0, ge=0)
     rope_local_base_freq: float = Field(default=10000.0, gt=0)
+    unrotated_layers: tuple[int, ...] = ()
 
     @model_validator(mode="after")
     def _heads_fit_groups(self) -> Self:
@@ -195,6 +197,8 @@ def _entries(config: Mapping[str, Any], family: Family, where: str) -> dict[str,
     known.update(_rope(config, where), family=family.model_type)
     if family.local_layers:
         known.update(_local(config, where))
+    if family.unrotated_every:
+        known["unrotated_layers"] = _unrotated(config, family.unrotated_every, where)
     known.setdefault("num_key_value_heads", heads)
     if "head_dim" not in known and heads and config.get("hidden_size"):
         known["head_dim"] = config["hidden_size"] // heads
@@ -218,6 +222,19 @@ def _local(config: Mapping[str, Any], where: str) -> dict[str, Any]:
             "sliding_window": window,
             "rope_local_base_freq": local.get("rope_theta",
                                               config.get("rope_local_base_freq", 10000.0))}
+
+
+def _unrotated(config: Mapping[str, Any], every: int, where: str) -> tuple[int, ...]:
+    """Return which layers have no rotary embedding; `no_rope_layers` has a 0 for each of them."""
+    count = config.get("num_hidden_layers") or 0
+    every = config.get("no_rope_layer_interval") or every
+    flags = config.get("no_rope_layers")
+    if flags is None:
+        flags = [int((i + 1) % every != 0) for i in range(count)]
+    if len(flags) != count or not set(flags) <= {0, 1}:
+        raise InputError(f"{where}: no_rope_layers should be 0 or 1 for each of {count} layers",
+                         got=flags[:8], remedy="download or copy config.json again")
+    return tuple(i for i, rotated in enumerate(flags) if not rotated)
 
 
 def _as_computed(known: dict[str, Any], family: Family) -> dict[str, Any]:
@@ -284,6 +301,9 @@ def config_of_shape(shape: LlamaShape, base: Mapping[str, Any]) -> dict[str, Any
             "rope_local_base_freq": shape.rope_local_base_freq,
             "layer_types": [_LOCAL_LAYER if i in shape.local_layers else _GLOBAL_LAYER
                             for i in range(shape.num_hidden_layers)]})
+    if family.unrotated_every:
+        entries["no_rope_layers"] = [int(i not in shape.unrotated_layers)
+                                     for i in range(shape.num_hidden_layers)]
     if family.scaled and shape.attention_multiplier is None:
         entries["attention_multiplier"] = shape.head_dim ** -0.5
     scaling = shape.rope_scaling

@@ -25,7 +25,7 @@ from edgeprune.model.shape import LlamaShape
 from edgeprune.planning.budget import Budget, Metric
 from edgeprune.planning.goals import MARGIN, Goals, Predict
 from edgeprune.planning.loss_table import FIELDS, LossTable
-from edgeprune.planning.widths import Widths, least_of, served_widths
+from edgeprune.planning.widths import Widths, fewest_layers, served_widths
 
 TOLERANCE = 1e-9  # nats
 
@@ -114,7 +114,7 @@ def _choices(base: LlamaShape, aim: Goals, table: LossTable) -> dict[int, _Choic
         cuts = widths.cuts(base)
         if all(getattr(cuts, field) in table.levels(field) for field in FIELDS):
             choice = _Choice(table.loss(cuts) - table.base_loss, widths)
-            most = base.num_hidden_layers - least_of(base.num_hidden_layers)
+            most = base.num_hidden_layers - fewest_layers(base)
             fewest = base.num_hidden_layers - aim.capacity(widths)
             for k in range(fewest, most + 1):
                 if k not in found or choice.loss < found[k].loss:

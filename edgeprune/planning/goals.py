@@ -14,7 +14,7 @@ from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape
 from edgeprune.planning.budget import Budget, Metric, violation
 from edgeprune.planning.cost import Cost
-from edgeprune.planning.widths import Widths, corners, least_of, shape_of, widths_of
+from edgeprune.planning.widths import Widths, corners, fewest_layers, shape_of, widths_of
 
 # Goals this far below each limit: the prediction's error must not cost a round of correction.
 MARGIN = 0.03
@@ -46,7 +46,7 @@ class Goals:
         self._costs: dict[tuple[int, Widths], Cost] = {}
         self._excess: dict[tuple[int, Widths], float] = {}
         self._capacity: dict[Widths, int] = {}
-        self._fewest = least_of(base.num_hidden_layers)
+        self._fewest = fewest_layers(base)
         least = [self._values(self._fewest, widths) for widths in corners(base)]
         self._goals = goals(least, limits, margin)
 

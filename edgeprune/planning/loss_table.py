@@ -15,7 +15,7 @@ from statistics import median
 
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape
-from edgeprune.planning.widths import least_of, served_ffn, served_heads
+from edgeprune.planning.widths import fewest_layers, served_ffn, served_heads
 from edgeprune.records import Record
 
 Score = Callable[[Sequence[Cuts]], Sequence[float]]
@@ -95,7 +95,7 @@ class Estimate:
         self._base_loss = base_loss
         self.layers: dict[int, float] = {}
         self.protected: frozenset[int] = frozenset()
-        self._most_protected = least_of(base.num_hidden_layers)
+        self._most_protected = fewest_layers(base)
         pairs = served_heads(base)
         removed = {
             "kv_groups": {base.num_key_value_heads - g for g, _ in pairs},

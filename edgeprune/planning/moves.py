@@ -17,9 +17,9 @@ from pydantic import Field
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import LlamaShape
 from edgeprune.planning.widths import (
+    fewest_layers,
     ffn_reason,
     heads_reason,
-    least_of,
     served_ffn,
     served_heads,
     widths_of,
@@ -88,7 +88,7 @@ def moves(
     """Return every move that leaves enough layers, the protected ones too, and served widths."""
     left = widths_of(base, cuts)
     found = []
-    if base.num_hidden_layers - len(cuts.layers) > least_of(base.num_hidden_layers):
+    if base.num_hidden_layers - len(cuts.layers) > fewest_layers(base):
         found += [Move(kind=Kind.LAYER, layer=i) for i in range(base.num_hidden_layers)
                   if i not in cuts.layers and i not in protected]
     pairs = served_heads(base)

@@ -21,7 +21,7 @@ from edgeprune.planning.moves import Kind, describe_change
 from edgeprune.planning.widths import (
     KEEP,
     Widths,
-    least_of,
+    fewest_layers,
     served_components,
     served_ffn,
     served_heads,
@@ -43,6 +43,9 @@ class Planner(StrEnum):
     MIDDLE = "middle layers"
     PROPORTIONAL = "proportional widths"
     HIDDEN = "hidden channels"
+
+
+LAYERS_ONLY = {Planner.GREEDY_LAYERS, Planner.INFLUENCE, Planner.SPAN, Planner.MIDDLE}
 
 
 def follow(
@@ -130,7 +133,7 @@ def _plan_without(components: int, base: LlamaShape, demand: Demand, score: Scor
 def _ways(planner: Planner, base: LlamaShape, influence: Influence) -> Iterable[Cuts]:
     """Return what a recipe would cut, ever more of it."""
     count = base.num_hidden_layers
-    droppable = range(count - least_of(count) + 1)
+    droppable = range(count - fewest_layers(base) + 1)
     if planner is Planner.PROPORTIONAL:
         return (widths.cuts(base) for widths in proportional_widths(base))
     if planner is Planner.HIDDEN:

@@ -24,7 +24,7 @@ from edgeprune.model.cuts import Cuts
 from edgeprune.planning.goals import Goals
 from edgeprune.planning.loss_table import FIELDS, Estimate, Scores
 from edgeprune.planning.moves import describe_change, moves, moves_back, why_width
-from edgeprune.planning.widths import least_of, served_widths, widths_of
+from edgeprune.planning.widths import fewest_layers, served_widths, widths_of
 
 # A real score takes about a second. A batch shares the layers before its first difference, and all
 # passes together score at most about as much as the greedy before them.
@@ -188,7 +188,7 @@ class _Search:
         cheapest = sorted(set(range(count)) - estimate.protected, key=lambda i: (
             i not in estimate.layers, estimate.layers.get(i, 0.0)))
         lost = list(accumulate((estimate.layers.get(i, 0.0) for i in cheapest), initial=0.0))
-        droppable = count - least_of(count)
+        droppable = count - fewest_layers(base)
         harmful = min(sum(loss < 0 for loss in estimate.layers.values()), droppable)
         offset = self.state.loss - estimate.loss(self.state.cuts)
         found = []

@@ -116,6 +116,11 @@ def least_of(number: int) -> int:
     return -(-number // KEEP)
 
 
+def fewest_layers(base: LlamaShape) -> int:
+    """Return how many layers stay at least: all, where a GGUF file cannot tell them apart."""
+    return base.num_hidden_layers if base.of.unrotated_every else least_of(base.num_hidden_layers)
+
+
 def shape_of(base: LlamaShape, layers: int, widths: Widths) -> LlamaShape:
     """Return the shape of `layers` layers of these widths."""
     return base.replace(num_hidden_layers=layers, num_key_value_heads=widths.groups,
@@ -126,7 +131,7 @@ def shape_of(base: LlamaShape, layers: int, widths: Widths) -> LlamaShape:
 
 def smallest_shapes(base: LlamaShape) -> tuple[LlamaShape, ...]:
     """Return the shapes of the fewest layers that stay, at each of the `corners`."""
-    layers = least_of(base.num_hidden_layers)
+    layers = fewest_layers(base)
     return tuple(shape_of(base, layers, widths) for widths in corners(base))
 
 

@@ -142,7 +142,9 @@ def positions_of(
 ) -> list[Positions]:
     """Return the positions of tokens as each layer knows them (RoFormer, eq. 34)."""
     kinds = [_positions(shape, n_tokens, device, local=local) for local in (False, True)]
-    return [kinds[layer in shape.local_layers] for layer in range(shape.num_hidden_layers)]
+    unrotated = Positions(torch.ones_like(kinds[0].cos), torch.zeros_like(kinds[0].sin))
+    return [unrotated if layer in shape.unrotated_layers else kinds[layer in shape.local_layers]
+            for layer in range(shape.num_hidden_layers)]
 
 
 def _positions(

@@ -23,7 +23,8 @@ from edgeprune.model.onnx import OnnxModel
 from edgeprune.model.shape import shape_of_config, takes_heads
 from edgeprune.model.source import resolve_model
 from edgeprune.model.tensors import tensor_specs
-from edgeprune.planning.widths import served_components, served_heads
+from edgeprune.planning.moves import Kind, moves
+from edgeprune.planning.widths import served_components, served_heads, smallest_shapes
 from edgeprune.pruning.components import principal_components
 from edgeprune.pruning.compress import repaired_layers
 from edgeprune.pruning.forward import output_of
@@ -45,6 +46,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
     "gemma3_text": {"sliding_window": 4, "rope_theta": 1e6, "query_pre_attn_scalar": 16,
                     "layer_types": ["sliding_attention", "full_attention", "sliding_attention",
                                     "sliding_attention"]},
+    "smollm3": {"rope_theta": 1e4},  # of tiny models' six tokens, each turns visibly
 }
 CUTS = {"nothing": Cuts(), "layers": Cuts(layers=(1, 2)), "ffn": Cuts(ffn_channels=32),
         "query heads": Cuts(query_heads=1), "groups": Cuts(kv_groups=1)}
@@ -92,10 +94,15 @@ def test_logits_are_those_of_transformers_after_every_cut(
     expected = hf_logits(pruned.path, TOKENS)
     _close(_computed(pruned), expected)
     file = tmp_path / "pruned.gguf"
-    export_gguf(pruned, None, file, quant="F32", name="pruned")
-    with GgufModel(file, exact=True) as opened:
-        _close(opened.logits(TOKENS), expected)
-    if shape.of.onnx and cut in {"nothing", "groups"}:
+    if family_layers := shape.of.unrotated_every and cuts.layers:
+        with pytest.raises(InputError, match="each 4th layer of a smollm3 model, and no other"):
+            export_gguf(pruned, None, file, quant="F32", name="pruned")
+        assert not list(tmp_path.glob("*.part"))
+    else:
+        export_gguf(pruned, None, file, quant="F32", name="pruned")
+        with GgufModel(file, exact=True) as opened:
+            _close(opened.logits(TOKENS), expected)
+    if shape.of.onnx and (cut in {"nothing", "groups"} or family_layers):
         export_onnx(pruned, None, tmp_path / "onnx", quant="onnx:fp32")
         with OnnxModel(tmp_path / "onnx") as graph:
             _close(graph.logits(TOKENS), expected)
@@ -202,12 +209,26 @@ def test_what_the_equations_of_gemma_do_not_allow_is_refused_by_name(
         graph_of(shape, "onnx:fp32")
 
 
+def test_layers_that_a_file_cannot_tell_apart_all_stay(tmp_path: Path) -> None:
+    shape = Checkpoint(make_tiny(tmp_path / "m", family="smollm3")).shape
+    assert shape.unrotated_layers == (3,)
+    assert {move.kind for move in moves(shape, Cuts())} == {*Kind} - {Kind.LAYER}
+    assert {left.num_hidden_layers for left in smallest_shapes(shape)} == {4}
+    for name in ("uniform", "shortgpt", "sleb", "replaceme"):
+        with pytest.raises(UsageError, match="which all stay in a smollm3 model"):
+            check_strategy(strategy_of(name), shape)
+    for name in ("edgeprune", "llm-pruner", "llm-pruner-channel"):
+        check_strategy(strategy_of(name), shape)
+
+
 @pytest.mark.parametrize(("family", "entries", "said"), [
     ("qwen2", {"use_sliding_window": True}, "unsupported use_sliding_window: got True"),
     ("qwen3", {"attention_bias": True}, "unsupported attention_bias: got True"),
     ("granite", {"hidden_act": "gelu"}, "unsupported hidden_act: got 'gelu'"),
     ("gemma3_text", {"final_logit_softcapping": 30.0}, "unsupported final_logit_softcapping"),
     ("gemma3_text", {"query_pre_attn_scalar": 168}, "unsupported query_pre_attn_scalar: got 168"),
+    ("smollm3", {"use_sliding_window": True}, "unsupported use_sliding_window: got True"),
+    ("smollm3", {"no_rope_layers": [1, 0]}, "0 or 1 for each of 4 layers"),
     ("gemma3_text", {"layer_types": ["full_attention"]}, "a kind for each of 4 layers"),
 ])
 def test_what_a_family_may_have_and_we_do_not_is_refused_by_name(

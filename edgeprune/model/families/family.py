@@ -35,6 +35,8 @@ class Family:
         norm_offset: What is added to the stored weights of a norm before they are applied.
         scales_embedding: Embeddings are multiplied by the root of `hidden_size`.
         local_layers: Some layers see a sliding window only, with a rotary base of their own.
+        unrotated_every: Each so-manieth layer has no rotary embedding, 0 for none. A config can
+            name others, a GGUF file cannot: so no layer goes.
         scaled: Embedding, attention, residuals and logits are multiplied by numbers of the config.
         pairs_lie_apart: llama.cpp rotates rows of a head as transformers does, each with the one
             half a head further on; else neighbours, and rows are stored in another order.
@@ -60,6 +62,7 @@ class Family:
     norm_offset: float = 0.0
     scales_embedding: bool = False
     local_layers: bool = False
+    unrotated_every: int = 0
     scaled: bool = False
     pairs_lie_apart: bool = False
     whole_heads: bool = False
