@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 
 from edgeprune.errors import InfeasibleError
 from edgeprune.model.cuts import Cuts
-from edgeprune.model.shape import LlamaShape, shape_of_config
+from edgeprune.model.shape import Shape, shape_of_config
 from edgeprune.planning.bounds import check_demand
 from edgeprune.planning.budget import Metric
 from edgeprune.planning.cost import Cost
@@ -77,9 +77,9 @@ def main() -> int:
     return 0
 
 
-def _levers(shape: LlamaShape, predict: Callable[[LlamaShape], Cost]) -> None:
+def _levers(shape: Shape, predict: Callable[[Shape], Cost]) -> None:
     """Print how fast each way of cutting gets by itself."""
-    def show(label: str, cut: LlamaShape) -> None:
+    def show(label: str, cut: Shape) -> None:
         print(f"  {label:<44} {predict(cut).decode_tokens_per_s:6.2f} tokens/s")
 
     layers = shape.num_hidden_layers
@@ -103,7 +103,7 @@ def _levers(shape: LlamaShape, predict: Callable[[LlamaShape], Cost]) -> None:
         num_attention_heads=groups * queries, intermediate_size=narrow))
 
 
-def _plan(shape: LlamaShape, demand: Demand, read_bytes_per_s: float) -> None:
+def _plan(shape: Shape, demand: Demand, read_bytes_per_s: float) -> None:
     """Print a plan for a demand, or why there is none."""
     print(f"\n{demand.budget.text}:")
     try:
@@ -120,7 +120,7 @@ def _plan(shape: LlamaShape, demand: Demand, read_bytes_per_s: float) -> None:
           f"{plan.cost.latency_ms(100) / 1e3:.1f} s, {Metric.RAM.show(plan.cost.ram_bytes)} of RAM")
 
 
-def assumed_losses(shape: LlamaShape) -> LossTable:
+def assumed_losses(shape: Shape) -> LossTable:
     """Return losses as pruning papers show them: first and last layers dear, FFN cheapest."""
     layers, width = shape.num_hidden_layers, shape.intermediate_size
     groups, queries = shape.num_key_value_heads, shape.queries_per_group

@@ -28,7 +28,7 @@ from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.families import FAMILIES
 from edgeprune.model.quantization import check_format
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.model.source import resolve_model
 from edgeprune.planning.cost import Cost
 from edgeprune.planning.widths import served_components
@@ -98,7 +98,7 @@ def main() -> int:
     return 0
 
 
-def _as_family(shape: LlamaShape, family: str) -> LlamaShape:
+def _as_family(shape: Shape, family: str) -> Shape:
     """Return a shape of another family with the same numbers; every sixth layer sees all tokens."""
     local = tuple(i for i in range(shape.num_hidden_layers) if (i + 1) % 6)
     window = {"local_layers": local, "sliding_window": 512} if FAMILIES[family].local_layers else {}
@@ -113,7 +113,7 @@ def _opened(name: str) -> Iterator[Device]:
 
 
 def _unseen(
-    base: LlamaShape, quant: str, pace: Pace, row: tuple[int, int, int, int, int, float, float]
+    base: Shape, quant: str, pace: Pace, row: tuple[int, int, int, int, int, float, float]
 ) -> DesignPoint:
     layers, groups, queries, ffn, hidden, prompt, new = row
     shape = Cuts(components=base.hidden_size - hidden).shape(base).replace(

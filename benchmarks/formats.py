@@ -38,7 +38,7 @@ from benchmarks.host import describe_machine
 from edgeprune.export.artifact import artifact_name, export
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.onnx_formats import BLOCK
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.model.tokenizer import tokenizer_of
 from edgeprune.on_target.engine_onnx import Engine
 from edgeprune.quality.evaluate import perplexity
@@ -163,7 +163,7 @@ def measure_all(
         return device.threads, dict(zip(made, found, strict=True))
 
 
-def generators(model: Path, shape: LlamaShape, threads: int, requests: int, name: str) -> str:
+def generators(model: Path, shape: Shape, threads: int, requests: int, name: str) -> str:
     """Time both generators on a graph, in turn; say how their decode compares."""
     (model / "genai_config.json").write_text(json.dumps(genai_config(shape, threads)))
     prompt = np.random.default_rng(0).integers(0, shape.vocab_size, N_PROMPT).tolist()
@@ -233,7 +233,7 @@ def serve_genai(pipe: Connection, model: Path, prompt: list[int], threads: int) 
         pipe.send(once())
 
 
-def genai_config(shape: LlamaShape, threads: int) -> dict[str, Any]:
+def genai_config(shape: Shape, threads: int) -> dict[str, Any]:
     """Return what onnxruntime-genai must know of a graph."""
     return {
         "model": {

@@ -24,7 +24,7 @@ import numpy as np
 
 from benchmarks.host import describe_machine, peak_rss_bytes
 from edgeprune.errors import InfeasibleError
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.planning.budget import violation
 from edgeprune.planning.cost import Cost
 from edgeprune.planning.exact import gap, solve_exact
@@ -34,12 +34,12 @@ from edgeprune.planning.loss_table import LossTable
 from edgeprune.planning.widths import least_of, served_ffn
 
 GAP = 0.02  # what counts as near
-EIGHTY = LlamaShape(hidden_size=8192, intermediate_size=28672, num_hidden_layers=80,
+EIGHTY = Shape(hidden_size=8192, intermediate_size=28672, num_hidden_layers=80,
                     num_attention_heads=64, num_key_value_heads=8, head_dim=128, vocab_size=128256)
 
 
-def _shape(layers: int, heads: int, groups: int, head_dim: int, ffn: int) -> LlamaShape:
-    return LlamaShape(hidden_size=heads * head_dim, intermediate_size=ffn,
+def _shape(layers: int, heads: int, groups: int, head_dim: int, ffn: int) -> Shape:
+    return Shape(hidden_size=heads * head_dim, intermediate_size=ffn,
                       num_hidden_layers=layers, num_attention_heads=heads,
                       num_key_value_heads=groups, head_dim=head_dim, vocab_size=32000)
 
@@ -60,7 +60,7 @@ class Result(NamedTuple):
     narrows: bool
 
 
-def predict(shape: LlamaShape) -> Cost:
+def predict(shape: Shape) -> Cost:
     """Cost a shape: 4.5 bits a weight, 10 GB/s, 20 us a layer, a KV cache for 2048 tokens."""
     layers = shape.num_hidden_layers
     layer_bytes = 0.5625 * (shape.attention_weights + shape.ffn_weights)
@@ -71,7 +71,7 @@ def predict(shape: LlamaShape) -> Cost:
                 file_bytes=file_bytes)
 
 
-def random_table(base: LlamaShape, random: np.random.Generator) -> LossTable:
+def random_table(base: Shape, random: np.random.Generator) -> LossTable:
     """Draw losses: layers lognormal, the first and last dear; widths growing in random steps."""
     layers = random.lognormal(-2.5, 0.8, base.num_hidden_layers)
     layers[[0, 1, -1]] += random.uniform(1, 5, 3)
@@ -98,7 +98,7 @@ def random_budget(random: np.random.Generator) -> str:
     return f"{text}, ram < {random.uniform(5, 90):.1f}%" if random.random() < 0.5 else text
 
 
-def compare(base: LlamaShape, table: LossTable, text: str) -> Result | None:
+def compare(base: Shape, table: LossTable, text: str) -> Result | None:
     """Plan greedily and exactly; None when both say that the budget cannot be held.
 
     Raises:

@@ -27,7 +27,7 @@ from torch import Tensor
 from benchmarks.host import describe_machine, peak_rss_bytes
 from edgeprune.model.checkpoint import Checkpoint, write_checkpoint
 from edgeprune.model.cuts import Cuts, LayerImportance, kept_in_layer, kept_layers
-from edgeprune.model.shape import LlamaShape, config_of_shape, shape_of_config
+from edgeprune.model.shape import Shape, config_of_shape, shape_of_config
 from edgeprune.model.tensors import tensor_specs
 from edgeprune.pruning.statistics import measure_statistics
 from edgeprune.pruning.surgery import prune
@@ -85,7 +85,7 @@ def _alone(arguments: argparse.Namespace) -> None:
                       "what": what}))
 
 
-def _write(directory: Path, layers: int) -> LlamaShape:
+def _write(directory: Path, layers: int) -> Shape:
     """Write the synthetic checkpoint."""
     config = json.loads((HERE / "llama-3.1-8b" / "config.json").read_text())
     shape = shape_of_config({**config, "num_hidden_layers": layers})

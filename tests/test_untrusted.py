@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from edgeprune.errors import EdgePruneError, InputError, UsageError
 from edgeprune.model.config import read_config
 from edgeprune.model.dequantize import MOST_ENTRIES, dequantize
-from edgeprune.model.shape import LlamaShape, shape_of_config
+from edgeprune.model.shape import Shape, shape_of_config
 from edgeprune.model.tokenizer import tokenizer_of
 from edgeprune.planning.cost import CostModel
 from edgeprune.planning.greedy import Plan
@@ -68,7 +68,7 @@ def test_a_target_file_may_nest_as_it_likes(tmp_path: Path) -> None:
 
 
 @given(ANY_JSON.filter(lambda value: isinstance(value, dict)) | st.dictionaries(
-    st.sampled_from([*LlamaShape.model_fields, "rope_parameters", "quantization_config",
+    st.sampled_from([*Shape.model_fields, "rope_parameters", "quantization_config",
                      "architectures"]), ANY_JSON, max_size=6).map(
                          lambda entries: {"model_type": "llama", **entries}))
 def test_a_config_is_read_or_refused(config: dict[str, Any]) -> None:

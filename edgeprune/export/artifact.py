@@ -16,7 +16,7 @@ from edgeprune.export.gguf import export_gguf, header_of
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.onnx_formats import is_onnx
 from edgeprune.model.quantization import tensor_bytes
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 
 
 class Synthetic(NamedTuple):
@@ -62,7 +62,7 @@ def artifact_name(name: str, quant: str) -> str:
     return f"{name}-{quant.replace(':', '-')}" if is_onnx(quant) else f"{name}-{quant}.gguf"
 
 
-def metadata_bytes(shape: LlamaShape, quant: str, tokenizer: Path | None, name: str) -> int:
+def metadata_bytes(shape: Shape, quant: str, tokenizer: Path | None, name: str) -> int:
     """Return the bytes of an artifact that no cut changes, the tokenizer included.
 
     An ONNX graph is counted whole, though a layer less makes it a little smaller.
@@ -74,7 +74,7 @@ def metadata_bytes(shape: LlamaShape, quant: str, tokenizer: Path | None, name: 
         return header_of(shape, quant, Path(scratch), tokenizer, name).metadata_bytes
 
 
-def synthetic(shape: LlamaShape, quant: str, scratch: Path) -> Synthetic:
+def synthetic(shape: Shape, quant: str, scratch: Path) -> Synthetic:
     """Make a model without weights; its file is written to the directory `scratch`."""
     if is_onnx(quant):
         from edgeprune.export.graph import graph_of  # noqa: PLC0415 - it loads torch

@@ -31,7 +31,7 @@ from edgeprune.model.quantization import (
     tensor_types,
 )
 from edgeprune.model.rope import rope_factors
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.model.tensors import TensorSpec
 from edgeprune.model.tokenizer import add_tokenizer
 
@@ -96,7 +96,7 @@ def write_float(
 
 
 def open_writer(
-    shape: LlamaShape, tokenizer: Path | None, path: Path, *, quant: str, name: str
+    shape: Shape, tokenizer: Path | None, path: Path, *, quant: str, name: str
 ) -> gguf.GGUFWriter:
     """Start a GGUF file: metadata and tensor table written, ready for the data in table order."""
     writer = gguf.GGUFWriter(path, stored_as(shape).gguf)
@@ -115,7 +115,7 @@ def open_writer(
     return writer
 
 
-def tensor_table(shape: LlamaShape, quant: str) -> Iterator[tuple[str, tuple[int, ...], str]]:
+def tensor_table(shape: Shape, quant: str) -> Iterator[tuple[str, tuple[int, ...], str]]:
     """Yield GGUF name, dimensions and number type of every tensor of a GGUF file."""
     for spec, stored in tensor_types(shape, quant):
         yield gguf_name(spec.name, shape.of), spec.dims(shape), stored
@@ -136,7 +136,7 @@ class Header(NamedTuple):
 
 
 def header_of(
-    shape: LlamaShape, quant: str, scratch: Path, tokenizer: Path | None = None,
+    shape: Shape, quant: str, scratch: Path, tokenizer: Path | None = None,
     name: str = "synthetic",
 ) -> Header:
     """Return the header of a GGUF file of this shape, as if the model were there.
@@ -175,7 +175,7 @@ def quantize(source: Path, destination: Path, quant: str) -> None:
 
 
 def in_llama_cpps_order(
-    array: NDArray[np.float32], spec: TensorSpec, shape: LlamaShape
+    array: NDArray[np.float32], spec: TensorSpec, shape: Shape
 ) -> NDArray[np.float32]:
     """Return a tensor of a checkpoint with its rows as a GGUF file of this model has them."""
     heads = 0 if stored_as(shape).pairs_lie_apart else spec.rotary_heads(shape)
@@ -194,7 +194,7 @@ def interleave_rope_rows(
     return halves.swapaxes(1, 2).reshape(array.shape)
 
 
-def _add_shape(writer: gguf.GGUFWriter, shape: LlamaShape) -> None:
+def _add_shape(writer: gguf.GGUFWriter, shape: Shape) -> None:
     add: tuple[tuple[Callable[[Any], None], Any], ...] = (
         (writer.add_block_count, shape.num_hidden_layers),
         (writer.add_context_length, shape.max_position_embeddings),
@@ -230,7 +230,7 @@ def _add_shape(writer: gguf.GGUFWriter, shape: LlamaShape) -> None:
         writer.add_rope_scaling_factor(scaling.factor)
 
 
-def _check_unrotated(shape: LlamaShape) -> None:
+def _check_unrotated(shape: Shape) -> None:
     """Refuse layers without a rotary embedding that are others than llama.cpp takes for granted."""
     every = shape.of.unrotated_every
     for layer in range(shape.num_hidden_layers):

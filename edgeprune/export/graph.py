@@ -36,7 +36,7 @@ from edgeprune.model.onnx_formats import (
     padded,
     products,
 )
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 
 DATA_FILE = "model.onnx.data"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.MatMul.weight"
@@ -47,7 +47,7 @@ INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level: activations are rounded to 
 _BYTES = {TensorProto.FLOAT: 4, TensorProto.UINT8: 1, TensorProto.INT8: 1}
 
 
-def graph_of(shape: LlamaShape, quant: str) -> onnx.ModelProto:
+def graph_of(shape: Shape, quant: str) -> onnx.ModelProto:
     """Return the graph of a Llama of this shape, its tensors laid out in `DATA_FILE`.
 
     Args:
@@ -87,7 +87,7 @@ def _place(tensor: TensorProto) -> tuple[int, int]:
     return int(entries["offset"]), int(entries["length"])
 
 
-def _float_graph(shape: LlamaShape) -> onnx.ModelProto:
+def _float_graph(shape: Shape) -> onnx.ModelProto:
     """Let the builder make the float32 graph of a model that has no weights."""
     import onnx_ir as ir  # noqa: PLC0415
 
@@ -120,7 +120,7 @@ def _builder(family: str) -> Any:
     from edgeprune.model.stock import stock_config, weightless_model  # noqa: PLC0415
 
     class Weightless(getattr(builders, FAMILIES[family].onnx)):  # type: ignore[misc]
-        def __init__(self, shape: LlamaShape) -> None:
+        def __init__(self, shape: Shape) -> None:
             self.shape, self.config = shape, stock_config(shape)
             options = {"prune_lm_head": True, "shared_embeddings": False, "hf_token": "false",
                        "hf_remote": False}

@@ -31,7 +31,7 @@ from edgeprune.model import tensors
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.onnx_formats import BITS, BLOCK, GRAPH, INT8_DYNAMIC
 from edgeprune.model.rope import inverse_frequencies
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.model.tokenizer import NAME as TOKENIZER
 
 ROWS_BYTES = 2**26  # of float32 that are quantized at once
@@ -118,7 +118,7 @@ def _rows(checkpoint: Checkpoint, weight: str) -> Iterator[Floats]:
             yield rows
 
 
-def sources(weight: str, shape: LlamaShape) -> tuple[str, ...]:
+def sources(weight: str, shape: Shape) -> tuple[str, ...]:
     """Return the checkpoint's tensors that a weight of the graph is made of, one below the other.
 
     Args:
@@ -177,7 +177,7 @@ def quantized_by_row(rows: Floats) -> tuple[NDArray[np.int8], Floats]:
     return np.rint(rows / row_scales[:, None]).astype(np.int8), row_scales
 
 
-def rotary_cache(shape: LlamaShape, name: str) -> Floats:
+def rotary_cache(shape: Shape, name: str) -> Floats:
     """Return the cosines or sines of all positions, `(max_position_embeddings, head_dim / 2)`."""
     positions = np.arange(shape.max_position_embeddings, dtype=np.float32)
     angles = np.outer(positions, np.array(inverse_frequencies(shape), dtype=np.float32))

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 
 from pydantic import Field
 
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.records import Record
 
 
@@ -39,7 +39,7 @@ class Cuts(Record):
     hidden_channels: int = Field(default=0, ge=0)
     components: int = Field(default=0, ge=0)
 
-    def shape(self, base: LlamaShape) -> LlamaShape:
+    def shape(self, base: Shape) -> Shape:
         """Return the shape that is left of `base`."""
         groups = base.num_key_value_heads - self.kv_groups
         layers = kept_layers(base, self)
@@ -81,7 +81,7 @@ class LayerImportance(Record):
     channels: tuple[float, ...]
 
 
-def kept_in_layer(base: LlamaShape, importance: LayerImportance, cuts: Cuts) -> Kept:
+def kept_in_layer(base: Shape, importance: LayerImportance, cuts: Cuts) -> Kept:
     """Choose what one layer keeps: the most important heads and channels; of equals the first."""
     size = base.queries_per_group
     members = [range(g * size, (g + 1) * size) for g in range(base.num_key_value_heads)]
@@ -104,6 +104,6 @@ def _best(importance: Sequence[float], candidates: Iterable[int], count: int) ->
     return sorted(sorted(candidates, key=lambda i: -importance[i])[:count])
 
 
-def kept_layers(base: LlamaShape, cuts: Cuts) -> list[int]:
+def kept_layers(base: Shape, cuts: Cuts) -> list[int]:
     """Return the original numbers of the layers that stay, ascending."""
     return [i for i in range(base.num_hidden_layers) if i not in cuts.layers]

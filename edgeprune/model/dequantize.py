@@ -18,7 +18,7 @@ from edgeprune.model.families import BY_GGUF, Family
 from edgeprune.model.layout import ROPE_FACTORS, gguf_name
 from edgeprune.model.metadata import read_metadata
 from edgeprune.model.rope import rope_factors
-from edgeprune.model.shape import SUPPORTED, LlamaShape, RopeScaling, config_of_shape
+from edgeprune.model.shape import SUPPORTED, RopeScaling, Shape, config_of_shape
 from edgeprune.model.tensors import tensor_specs
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _family(path: Path, fields: _Fields) -> Family:
 
 def _shape(
     path: Path, fields: _Fields, tensors: Mapping[str, gguf.ReaderTensor], family: Family
-) -> LlamaShape:
+) -> Shape:
     """Read the numbers of the model; what a file may leave out is as llama.cpp takes it."""
     heads = fields.number("attention.head_count")
     width = fields.number("embedding_length")
@@ -141,7 +141,7 @@ def _shape(
     if every := family.unrotated_every:
         numbers["unrotated_layers"] = tuple(
             range(every - 1, fields.number("block_count"), every))
-    shape = LlamaShape(
+    shape = Shape(
         family=family.model_type, hidden_size=width,
         intermediate_size=fields.number("feed_forward_length"),
         num_hidden_layers=fields.number("block_count"), num_attention_heads=heads,
@@ -172,7 +172,7 @@ def _has_bias(tensors: Mapping[str, Any], *modules: str) -> bool:
 
 
 def _scaling(
-    path: Path, shape: LlamaShape, fields: _Fields, tensors: Mapping[str, Any]
+    path: Path, shape: Shape, fields: _Fields, tensors: Mapping[str, Any]
 ) -> RopeScaling | None:
     # as llama.cpp: linear by default, its factor under an older name, too
     kind = fields.own("rope.scaling.type", "linear")
@@ -194,7 +194,7 @@ def _scaling(
     return scaling
 
 
-def _check_places(path: Path, shape: LlamaShape, tensors: Mapping[str, Any]) -> None:
+def _check_places(path: Path, shape: Shape, tensors: Mapping[str, Any]) -> None:
     """Refuse tensors without a place in the checkpoint, and places without a tensor."""
     dims = {gguf_name(spec.name, shape.of): spec.dims(shape) for spec in tensor_specs(shape)}
     if surplus := sorted(set(tensors) - set(dims) - {ROPE_FACTORS}):
@@ -212,7 +212,7 @@ def _check_places(path: Path, shape: LlamaShape, tensors: Mapping[str, Any]) -> 
 
 
 def _tensors(
-    shape: LlamaShape, tensors: Mapping[str, gguf.ReaderTensor], precision: str
+    shape: Shape, tensors: Mapping[str, gguf.ReaderTensor], precision: str
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the checkpoint's tensors; a projection whose bias is left out has zeros for it."""
     import torch  # noqa: PLC0415 - heavy

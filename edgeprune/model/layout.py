@@ -11,7 +11,7 @@ from functools import lru_cache
 from edgeprune.model.families import FAMILIES, Family
 from edgeprune.model.onnx_formats import is_onnx
 from edgeprune.model.quantization import padded, rope_factor_count, tensor_bytes
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.model.tensors import tensor_specs
 
 ROPE_FACTORS = "rope_freqs.weight"
@@ -39,13 +39,13 @@ def gguf_name(name: str, family: Family) -> str:
     return f"blk.{layer}.{known[within]}.{kind}"
 
 
-def stored_as(shape: LlamaShape) -> Family:
+def stored_as(shape: Shape) -> Family:
     """Return the family as which llama.cpp reads a model: its own, or Llama, which it equals."""
     is_odd = shape.of.is_square and shape.query_width != shape.hidden_size
     return FAMILIES["llama"] if is_odd else shape.of
 
 
-def file_bytes(shape: LlamaShape, quant: str, metadata_bytes: int) -> int:
+def file_bytes(shape: Shape, quant: str, metadata_bytes: int) -> int:
     """Return the bytes of a whole GGUF file, or of all files of an ONNX model.
 
     Args:
@@ -59,7 +59,7 @@ def file_bytes(shape: LlamaShape, quant: str, metadata_bytes: int) -> int:
     return padded(metadata_bytes + tensor_list_bytes(shape)) + tensor_bytes(shape, quant)
 
 
-def tensor_list_bytes(shape: LlamaShape) -> int:
+def tensor_list_bytes(shape: Shape) -> int:
     """Return the bytes of the list of tensors: of each its name, dimensions, type and offset."""
     # widths do not matter: one small shape stands for all
     return _list_bytes(shape.replace(hidden_size=2, intermediate_size=1, vocab_size=1,
@@ -67,7 +67,7 @@ def tensor_list_bytes(shape: LlamaShape) -> int:
 
 
 @lru_cache(maxsize=1024)
-def _list_bytes(shape: LlamaShape) -> int:
+def _list_bytes(shape: Shape) -> int:
     entries = [(gguf_name(spec.name, shape.of), len(spec.axes)) for spec in tensor_specs(shape)]
     if rope_factor_count(shape):
         entries.append((ROPE_FACTORS, 1))

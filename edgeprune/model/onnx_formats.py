@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 
 GRAPH = "model.onnx"  # in the directory of an artifact
 BLOCK = 32
@@ -37,13 +37,13 @@ def kind_of(quant: str) -> str:
     return quant.removeprefix("onnx:").upper()
 
 
-def is_tied(shape: LlamaShape, quant: str) -> bool:
+def is_tied(shape: Shape, quant: str) -> bool:
     """Tell whether the token embedding is the output head's own bytes."""
     return (shape.tie_word_embeddings and BITS[quant] > 0 and quant != INT8_DYNAMIC
             and shape.hidden_size % BLOCK == 0)
 
 
-def weights_read(shape: LlamaShape, quant: str) -> dict[str, int]:
+def weights_read(shape: Shape, quant: str) -> dict[str, int]:
     """Return the bytes of weights that one token reads: of layers by type, and "head"."""
     layers = shape.num_hidden_layers * sum(
         sum(_sizes(n, k, quant)) for n, k, _ in products(shape))
@@ -51,13 +51,13 @@ def weights_read(shape: LlamaShape, quant: str) -> dict[str, int]:
             "head": sum(_sizes(shape.vocab_size, shape.hidden_size, quant))}
 
 
-def tensor_bytes(shape: LlamaShape, quant: str) -> int:
+def tensor_bytes(shape: Shape, quant: str) -> int:
     """Return the bytes of the file beside the graph."""
     return outer_bytes(shape, quant) + shape.num_hidden_layers * sum(
         padded(size) for size in _layer_sizes(shape, quant))
 
 
-def outer_bytes(shape: LlamaShape, quant: str) -> int:
+def outer_bytes(shape: Shape, quant: str) -> int:
     """Return the bytes of what is in no layer: embedding, rotary caches, last norm, output head."""
     hidden, vocabulary = shape.hidden_size, shape.vocab_size
     caches = 2 * [4 * shape.max_position_embeddings * shape.head_dim // 2]
@@ -78,7 +78,7 @@ def padded(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def products(shape: LlamaShape) -> list[tuple[int, int, bool]]:
+def products(shape: Shape) -> list[tuple[int, int, bool]]:
     """Return rows and columns of the matrices of a layer, and whether each has a bias.
 
     q, k and v are one, unless each is normed by itself.
@@ -91,7 +91,7 @@ def products(shape: LlamaShape) -> list[tuple[int, int, bool]]:
             *((n, k, shape.mlp_bias) for n, k in ((ffn, hidden), (ffn, hidden), (hidden, ffn)))]
 
 
-def _layer_sizes(shape: LlamaShape, quant: str) -> Iterator[int]:
+def _layer_sizes(shape: Shape, quant: str) -> Iterator[int]:
     yield from 2 * [4 * shape.hidden_size]  # norms
     yield from 2 * [4 * shape.head_dim] if shape.of.head_norms else []
     for n, k, is_biased in products(shape):

@@ -18,7 +18,7 @@ from functools import lru_cache
 from edgeprune.errors import UsageError, nearest
 from edgeprune.model import onnx_formats as onnx
 from edgeprune.model.onnx_formats import ONNX_FORMATS, is_onnx
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.model.tensors import PROJECTION, Axis, TensorSpec, tensor_specs
 
 ALIGNMENT = 32  # each tensor's data is padded to a multiple of this
@@ -49,7 +49,7 @@ def check_format(name: str) -> str:
     return known[name.upper()]
 
 
-def tensor_types(shape: LlamaShape, quant: str) -> Iterator[tuple[TensorSpec, str]]:
+def tensor_types(shape: Shape, quant: str) -> Iterator[tuple[TensorSpec, str]]:
     """Yield every tensor of a Llama of this shape with its number type.
 
     Args:
@@ -60,7 +60,7 @@ def tensor_types(shape: LlamaShape, quant: str) -> Iterator[tuple[TensorSpec, st
         yield spec, _type_of(spec, shape, quant)
 
 
-def tensor_bytes(shape: LlamaShape, quant: str) -> int:
+def tensor_bytes(shape: Shape, quant: str) -> int:
     """Return the bytes of all tensor data in a file, padding included."""
     if is_onnx(quant):
         return onnx.tensor_bytes(shape, quant)
@@ -69,7 +69,7 @@ def tensor_bytes(shape: LlamaShape, quant: str) -> int:
         for spec, kind, count in _counted(shape, quant))
 
 
-def outer_bytes(shape: LlamaShape, quant: str) -> int:
+def outer_bytes(shape: Shape, quant: str) -> int:
     """Return the bytes of the tensors that are in no layer: embedding, last norm, output head."""
     if is_onnx(quant):
         return onnx.outer_bytes(shape, quant)
@@ -77,7 +77,7 @@ def outer_bytes(shape: LlamaShape, quant: str) -> int:
                for spec, kind, _ in _counted(shape, quant) if spec.layer is None)
 
 
-def weights_read(shape: LlamaShape, quant: str) -> dict[str, int]:
+def weights_read(shape: Shape, quant: str) -> dict[str, int]:
     """Return the bytes of weights that one token reads: by number type, and "head", the output's.
 
     An untied token embedding is left out: a token reads one of its rows. Norms and biases are too.
@@ -97,14 +97,14 @@ def block_widths_below(width: int) -> range:
     return range((width - 1) // K_QUANT_BLOCK * K_QUANT_BLOCK, 0, -K_QUANT_BLOCK)
 
 
-def head_type(shape: LlamaShape, quant: str) -> str:
+def head_type(shape: Shape, quant: str) -> str:
     """Return the number type of the output head (of a tied model: of its embedding)."""
     if is_onnx(quant):
         return onnx.kind_of(quant)
     return next(kind for spec, kind, _ in _counted(shape, quant) if _is_head(spec, shape))
 
 
-def _counted(shape: LlamaShape, quant: str) -> Iterator[tuple[TensorSpec, str, int]]:
+def _counted(shape: Shape, quant: str) -> Iterator[tuple[TensorSpec, str, int]]:
     """Yield tensors with type and number: one layer stands for all that get the same types."""
     count = dict(_layer_kinds(shape.num_hidden_layers))
     for spec in tensor_specs(shape, layers=tuple(count)):
@@ -125,13 +125,13 @@ def stored_bytes(dims: tuple[int, ...], kind: str) -> int:
     return math.prod(dims) // weights * block_bytes
 
 
-def rope_factor_count(shape: LlamaShape) -> int:
+def rope_factor_count(shape: Shape) -> int:
     """Return how many rotary factors a file stores: Llama 3's scaling is kept as a tensor."""
     scaling = shape.rope_scaling
     return shape.head_dim // 2 if scaling is not None and scaling.rope_type == "llama3" else 0
 
 
-def _type_of(spec: TensorSpec, shape: LlamaShape, quant: str) -> str:
+def _type_of(spec: TensorSpec, shape: Shape, quant: str) -> str:
     if len(spec.axes) == 1:
         return "F32"  # norms and biases
     if quant in FLOAT_FORMATS:
@@ -139,12 +139,12 @@ def _type_of(spec: TensorSpec, shape: LlamaShape, quant: str) -> str:
     return _fitting(_wanted(spec, shape, quant), spec.dims(shape)[-1])
 
 
-def _is_head(spec: TensorSpec, shape: LlamaShape) -> bool:
+def _is_head(spec: TensorSpec, shape: Shape) -> bool:
     return spec.axes[0] is Axis.VOCAB and (
         shape.tie_word_embeddings or spec.name == PROJECTION)
 
 
-def _wanted(spec: TensorSpec, shape: LlamaShape, quant: str) -> str:
+def _wanted(spec: TensorSpec, shape: Shape, quant: str) -> str:
     """Return the type that the format asks for, before rows are looked at."""
     usual = QUANTIZED_FORMATS[quant]
     if _is_head(spec, shape):

@@ -1,16 +1,16 @@
 """Rotary position embedding: the frequencies, with the scalings that are supported. Pure, no torch.
 
-In: a `LlamaShape`. Out: lists of `head_dim / 2` floats.
+In: a `Shape`. Out: lists of `head_dim / 2` floats.
 """
 
 from __future__ import annotations
 
 import math
 
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 
 
-def rope_factors(shape: LlamaShape) -> list[float]:
+def rope_factors(shape: Shape) -> list[float]:
     """Return what each rotary frequency is divided by, `(head_dim / 2,)`.
 
     Llama 3.1 divides wavelengths above `original / low_freq_factor` by `factor`, leaves those below
@@ -38,7 +38,7 @@ def rope_factors(shape: LlamaShape) -> list[float]:
     return factors
 
 
-def inverse_frequencies(shape: LlamaShape, *, local: bool = False) -> list[float]:
+def inverse_frequencies(shape: Shape, *, local: bool = False) -> list[float]:
     """Return the rotary frequencies after scaling, radians per token, `(head_dim / 2,)`.
 
     Args:
@@ -50,5 +50,5 @@ def inverse_frequencies(shape: LlamaShape, *, local: bool = False) -> list[float
     return [f / s for f, s in zip(_unscaled(shape), rope_factors(shape), strict=True)]
 
 
-def _unscaled(shape: LlamaShape) -> list[float]:
+def _unscaled(shape: Shape) -> list[float]:
     return [shape.rope_theta ** (-i / shape.head_dim) for i in range(0, shape.head_dim, 2)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from edgeprune.model.onnx_formats import is_onnx
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 
 LLAMA_CPP_PYTHON = "0.3.36"  # the version that is built for targets
 # How llama.cpp works (0.5.0): a prompt is evaluated in batches of UBATCH tokens (its default, which
@@ -41,12 +41,12 @@ def runtime_of(quant: str) -> Runtime:
     return ONNXRUNTIME if is_onnx(quant) else LLAMA_CPP
 
 
-def kv_cache_bytes(shape: LlamaShape, quant: str, n_ctx: int) -> int:
+def kv_cache_bytes(shape: Shape, quant: str, n_ctx: int) -> int:
     """Return the bytes of the keys and values of a context."""
     return kv_token_bytes(shape, quant) * whole_steps(n_ctx, KV_STEP)
 
 
-def kv_token_bytes(shape: LlamaShape, quant: str) -> int:
+def kv_token_bytes(shape: Shape, quant: str) -> int:
     """Return the bytes of the keys and values of one token."""
     return (2 * runtime_of(quant).kv_bytes * shape.num_hidden_layers * shape.num_key_value_heads
             * shape.head_dim)

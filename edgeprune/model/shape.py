@@ -1,6 +1,6 @@
 """The shape of a model: the numbers that fix its cost. Pure, no torch.
 
-In: the `config.json` of a Hugging Face checkpoint, as a dict. Out: a checked `LlamaShape`, and from
+In: the `config.json` of a Hugging Face checkpoint, as a dict. Out: a checked `Shape`, and from
 a shape the changed entries of a config.
 """
 
@@ -52,7 +52,7 @@ class RopeScaling(Record):
     original_max_position_embeddings: int = Field(default=8192, gt=0)
 
 
-class LlamaShape(Record):
+class Shape(Record):
     """The numbers of a model, named as Hugging Face names them.
 
     `num_attention_heads * head_dim` need not equal `hidden_size`.
@@ -142,13 +142,13 @@ class LlamaShape(Record):
             f"FFN {self.intermediate_size}, vocabulary {self.vocab_size}"
         )
 
-    def replace(self, **changes: Any) -> LlamaShape:
+    def replace(self, **changes: Any) -> Shape:
         """Return a checked copy with some numbers changed."""
-        return LlamaShape.model_validate({**self.model_dump(), **changes})
+        return Shape.model_validate({**self.model_dump(), **changes})
 
 
-def shape_of_config(config: Mapping[str, Any], *, where: str = "config.json") -> LlamaShape:
-    """Read a `LlamaShape` from a Hugging Face config.
+def shape_of_config(config: Mapping[str, Any], *, where: str = "config.json") -> Shape:
+    """Read a `Shape` from a Hugging Face config.
 
     Args:
         config: The parsed `config.json`.
@@ -162,7 +162,7 @@ def shape_of_config(config: Mapping[str, Any], *, where: str = "config.json") ->
         family = _family(config, where)
         given = {**family.defaults, **config}
         _refuse_unsupported(given, family, where)
-        return LlamaShape.model_validate(_entries(given, family, where))
+        return Shape.model_validate(_entries(given, family, where))
     except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
         raise InputError(f"{where} is not a usable config ({said(error)})",
                          remedy=SUPPORTED) from error
@@ -192,7 +192,7 @@ def _entries(config: Mapping[str, Any], family: Family, where: str) -> dict[str,
     heads = config.get("num_attention_heads")
     left_out = (set() if family.takes_biases else {"attention_bias", "mlp_bias"}) | (
         set() if family.scaled else _MULTIPLIERS) | _LOCAL
-    known = {name: config[name] for name in LlamaShape.model_fields
+    known = {name: config[name] for name in Shape.model_fields
              if config.get(name) is not None and name not in left_out}
     known.update(_rope(config, where), family=family.model_type)
     if family.local_layers:
@@ -287,7 +287,7 @@ def _rope(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {"rope_theta": theta, "rope_scaling": {**fields, "rope_type": kind}}
 
 
-def config_of_shape(shape: LlamaShape, base: Mapping[str, Any]) -> dict[str, Any]:
+def config_of_shape(shape: Shape, base: Mapping[str, Any]) -> dict[str, Any]:
     """Return `base` with the entries that fix `shape` written out, `head_dim` included.
 
     The result is what stock transformers reads, 4.57 and 5.
@@ -316,7 +316,7 @@ def config_of_shape(shape: LlamaShape, base: Mapping[str, Any]) -> dict[str, Any
             **entries, **family.entries}
 
 
-def _written_as(shape: LlamaShape, base: Mapping[str, Any]) -> Family:
+def _written_as(shape: Shape, base: Mapping[str, Any]) -> Family:
     """Return the family whose config holds a shape: that of `base`, or one that computes the same.
 
     A `LlamaConfig` of transformers 5 takes no hidden_size that is not a multiple of the heads,
@@ -328,17 +328,17 @@ def _written_as(shape: LlamaShape, base: Mapping[str, Any]) -> Family:
                  and not (is_biased and not family.takes_biases)), shape.of)
 
 
-def _same(shape: LlamaShape) -> list[Family]:
+def _same(shape: Shape) -> list[Family]:
     """Return the families whose models compute what those of the shape's family do."""
     return [family for family in FAMILIES.values()
             if shape.family in {family.model_type, family.computes_as}]
 
 
-def _takes_heads(family: Family, shape: LlamaShape) -> bool:
+def _takes_heads(family: Family, shape: Shape) -> bool:
     return not family.whole_heads or shape.hidden_size % shape.num_attention_heads == 0
 
 
-def takes_heads(shape: LlamaShape) -> bool:
+def takes_heads(shape: Shape) -> bool:
     """Tell whether transformers takes a config with as many heads, as one family or another."""
     return any(_takes_heads(family, shape) for family in _same(shape))
 

@@ -18,7 +18,7 @@ from edgeprune.model.config import CONFIG, GIVE, read_config, refuse_pointer
 from edgeprune.model.dequantize import dequantize
 from edgeprune.model.files import is_gguf, users_path
 from edgeprune.model.packaged import PACKAGED, packaged_file, packaged_key
-from edgeprune.model.shape import LlamaShape, shape_of_config
+from edgeprune.model.shape import Shape, shape_of_config
 from edgeprune.records import file_digest
 
 DEQUANTIZED = 2  # raised when files are dequantized otherwise than before: old ones are not taken
@@ -73,7 +73,7 @@ def _name_of(reference: str) -> str:
 
 def shape_of_model(
     reference: str, *, notify: Callable[[str], None] = lambda _: None
-) -> LlamaShape:
+) -> Shape:
     """Return the shape of the model that `reference` names; its weights need not be there.
 
     Raises:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from edgeprune.errors import MALFORMED, InputError, said
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.config import read_object
-from edgeprune.model.shape import LlamaShape, config_of_shape
+from edgeprune.model.shape import Shape, config_of_shape
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
-def stock_config(shape: LlamaShape, base: dict[str, Any] | None = None) -> PretrainedConfig:
+def stock_config(shape: Shape, base: dict[str, Any] | None = None) -> PretrainedConfig:
     """Return transformers' config of a shape.
 
     Args:
@@ -45,7 +45,7 @@ def stock_model(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def weightless_model(shape: LlamaShape) -> PreTrainedModel:
+def weightless_model(shape: Shape) -> PreTrainedModel:
     """Return a model of a shape whose weights are on torch's device `meta`."""
     import torch  # noqa: PLC0415 - heavy
     from transformers import AutoModelForCausalLM  # noqa: PLC0415

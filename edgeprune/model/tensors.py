@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 
 # What is in no layer.
 EMBEDDING, FINAL_NORM, PROJECTION = (
@@ -27,7 +27,7 @@ class Axis(StrEnum):
     HEAD = "head"  # head_dim, of one head
     VOCAB = "vocab"
 
-    def size(self, shape: LlamaShape) -> int:
+    def size(self, shape: Shape) -> int:
         """Return the length of this axis in `shape`."""
         return {
             Axis.HIDDEN: shape.hidden_size,
@@ -57,13 +57,13 @@ class TensorSpec:
         """True for the weights of a norm."""
         return is_norm(self.name)
 
-    def rotary_heads(self, shape: LlamaShape) -> int:
+    def rotary_heads(self, shape: Shape) -> int:
         """Return how many heads' rows it holds that are rotated; 0 when none are."""
         if self.within.startswith("self_attn.q_proj."):
             return shape.num_attention_heads
         return shape.num_key_value_heads if self.within.startswith("self_attn.k_proj.") else 0
 
-    def dims(self, shape: LlamaShape) -> tuple[int, ...]:
+    def dims(self, shape: Shape) -> tuple[int, ...]:
         """Return the tensor's dimensions in `shape`."""
         return tuple(axis.size(shape) for axis in self.axes)
 
@@ -97,7 +97,7 @@ def is_norm(name: str) -> bool:
     return name.endswith("norm.weight")
 
 
-def layer_specs(shape: LlamaShape, layer: int) -> Iterator[TensorSpec]:
+def layer_specs(shape: Shape, layer: int) -> Iterator[TensorSpec]:
     """Yield the tensors of one layer, in the order of computation."""
     present = {"": True, "attention": shape.attention_bias, "mlp": shape.mlp_bias,
                "head norms": shape.of.head_norms, "norms after": shape.of.norms_after}
@@ -108,7 +108,7 @@ def layer_specs(shape: LlamaShape, layer: int) -> Iterator[TensorSpec]:
 
 
 def tensor_specs(
-    shape: LlamaShape, *, layers: Iterable[int] | None = None
+    shape: Shape, *, layers: Iterable[int] | None = None
 ) -> Iterator[TensorSpec]:
     """Yield the tensors of a model, of all its layers or of some, in the order of computation."""
     yield TensorSpec(EMBEDDING, (Axis.VOCAB, Axis.HIDDEN))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.planning.budget import Budget, Metric
 from edgeprune.planning.cost import Cost, roofline_token_ms
 from edgeprune.planning.demand import Demand
@@ -39,7 +39,7 @@ class Bounds(NamedTuple):
 
 
 def check_demand(
-    base: LlamaShape, demand: Demand, read_bytes_per_s: float,
+    base: Shape, demand: Demand, read_bytes_per_s: float,
     *, smallest_format: str | None = None,
 ) -> None:
     """Refuse a demand that nothing can hold.

@@ -1,6 +1,6 @@
 """What a shape costs on a target, and the model that predicts it. Pure, no torch.
 
-In: a `LlamaShape` and a request. Out: a `Cost`. `edgeprune.profiling.fit` makes a `CostModel` from
+In: a `Shape` and a request. Out: a `Cost`. `edgeprune.profiling.fit` makes a `CostModel` from
 measured shapes; it holds for shapes of the same hidden size and head_dim.
 
 What is counted, and what its price is fitted to, none of them negative (times in ms):
@@ -38,7 +38,7 @@ from edgeprune.model.runtimes import (
     runtime_of,
     whole_steps,
 )
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.records import Record
 
 METRICS = ("ttft_ms", "token_ms", "ram_bytes")  # what measurements correct
@@ -118,7 +118,7 @@ class CostModel(Record):
         return self.model_copy(update={"quant": quant})
 
     def predict(
-        self, shape: LlamaShape, n_prompt: int, n_new: int, n_ctx: int | None = None
+        self, shape: Shape, n_prompt: int, n_new: int, n_ctx: int | None = None
     ) -> Cost:
         """Predict the cost of a request.
 
@@ -142,7 +142,7 @@ class CostModel(Record):
             **exact,
         )
 
-    def fixed(self, shape: LlamaShape, n_prompt: int) -> Cost:
+    def fixed(self, shape: Shape, n_prompt: int) -> Cost:
         """Return the part of a cost that no pruning removes: what a model without layers takes."""
         file = outer_bytes(shape, self.quant) + self.metadata_bytes
         head = {"head MB": weights_read(shape, self.quant)[HEAD] / 1e6}
@@ -169,7 +169,7 @@ def known_ram(quant: str) -> tuple[str, ...]:
     return ("kv_cache_bytes",) if is_onnx(quant) else ("file_bytes", "kv_cache_bytes", REPACKED)
 
 
-def roofline_token_ms(shape: LlamaShape, quant: str, read_bytes_per_s: float) -> float:
+def roofline_token_ms(shape: Shape, quant: str, read_bytes_per_s: float) -> float:
     """Return the least milliseconds for a token: its weights read once at the memory's speed.
 
     Of the two roofs of the roofline model (Williams et al., 2009) the one that decoding is under.
@@ -178,7 +178,7 @@ def roofline_token_ms(shape: LlamaShape, quant: str, read_bytes_per_s: float) ->
 
 
 def token_features(
-    shape: LlamaShape, quant: str, n_prompt: int, n_new: int, n_ctx: int, threads: int,
+    shape: Shape, quant: str, n_prompt: int, n_new: int, n_ctx: int, threads: int,
     cache_mb: float = 0.0,
 ) -> Features:
     """Return what the time of a further token is linear in, as a mean over a request's."""
@@ -191,7 +191,7 @@ def token_features(
             **uncached(read, cache_mb), **warming(read, cache_mb, n_new)}
 
 
-def read_mb(shape: LlamaShape, quant: str, n_prompt: int, n_new: int) -> float:
+def read_mb(shape: Shape, quant: str, n_prompt: int, n_new: int) -> float:
     """Return the MB that a token reads and the next one again: weights, and keys and values."""
     depth = n_prompt + n_new / 2
     kv = kv_token_bytes(shape, quant) * depth
@@ -245,7 +245,7 @@ def keys_looked_at(
     return -(-heads // threads) * depth
 
 
-def prompt_features(shape: LlamaShape, quant: str, n_prompt: int) -> Features:
+def prompt_features(shape: Shape, quant: str, n_prompt: int) -> Features:
     """Return what the time to the first token is linear in."""
     layers, batches = shape.num_hidden_layers, -(-n_prompt // runtime_of(quant).batch)
     read = dict(weights_read(shape, quant))
@@ -262,7 +262,7 @@ def prompt_features(shape: LlamaShape, quant: str, n_prompt: int) -> Features:
             **{f"{name} MB": n_prompt * size / 1e8 for name, size in read.items()}}
 
 
-def ram_features(shape: LlamaShape, quant: str, n_prompt: int, n_ctx: int) -> Features:
+def ram_features(shape: Shape, quant: str, n_prompt: int, n_ctx: int) -> Features:
     """Return what RAM beside what is known exactly (`known_ram`) is linear in.
 
     llama.cpp reserves activations for a whole batch. Where the kernel hands out huge pages,
@@ -284,7 +284,7 @@ def ram_features(shape: LlamaShape, quant: str, n_prompt: int, n_ctx: int) -> Fe
             "FFN reserved": reserved * shape.intermediate_size / 1e6}
 
 
-def repack_features(shape: LlamaShape, quant: str) -> Features:
+def repack_features(shape: Shape, quant: str) -> Features:
     """Return the bytes of each number type that a CPU's kernels may want in an order of their own.
 
     A tied head is repacked like the others; the embedding itself stays as it is in the file.

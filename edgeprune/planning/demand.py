@@ -6,7 +6,7 @@ Out: predicted costs of any shape. A record: plans are kept under its hash.
 
 from __future__ import annotations
 
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.planning.budget import Budget, Metric
 from edgeprune.planning.cost import Cost, CostModel
 from edgeprune.records import Record
@@ -29,11 +29,11 @@ class Demand(Record):
     factors: dict[str, float]
     margin: float
 
-    def predict(self, shape: LlamaShape) -> Cost:
+    def predict(self, shape: Shape) -> Cost:
         """Predict the cost of a request of the budget."""
         return self.unscaled(shape).scaled(self.factors)
 
-    def unscaled(self, shape: LlamaShape) -> Cost:
+    def unscaled(self, shape: Shape) -> Cost:
         """Predict it as the profile alone does."""
         budget = self.budget
         return self.model.predict(shape, budget.n_prompt, budget.n_new, budget.context)

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from edgeprune.model.cuts import Cuts
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.planning.budget import Budget, Metric
 from edgeprune.planning.goals import MARGIN, Goals, Predict
 from edgeprune.planning.loss_table import FIELDS, LossTable
@@ -45,7 +45,7 @@ class _Choice(NamedTuple):
 
 
 def solve_exact(
-    base: LlamaShape,
+    base: Shape,
     budget: Budget,
     limits: Mapping[Metric, float],
     predict: Predict,
@@ -107,7 +107,7 @@ def gap(loss: float, exact_loss: float, base_loss: float = 0.0) -> float:
     return more / abs(least) if abs(least) > TOLERANCE else float("inf")
 
 
-def _choices(base: LlamaShape, aim: Goals, table: LossTable) -> dict[int, _Choice]:
+def _choices(base: Shape, aim: Goals, table: LossTable) -> dict[int, _Choice]:
     """Return for each number of dropped layers the widths of the least loss that hold the goals."""
     found: dict[int, _Choice] = {}
     for widths in served_widths(base):

@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 
 from edgeprune.errors import InfeasibleError
 from edgeprune.model.cuts import Cuts
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.planning.budget import Budget, Metric, violation
 from edgeprune.planning.goals import MARGIN, Predict
 from edgeprune.planning.widths import smallest_shapes
 
 
 def check_feasible(
-    base: LlamaShape,
+    base: Shape,
     budget: Budget,
     limits: Mapping[Metric, float],
     predict: Predict,
@@ -84,9 +84,9 @@ def out_of_reach(
 
 
 def nearest_shape(
-    base: LlamaShape, budget: Budget, limits: Mapping[Metric, float], predict: Predict,
+    base: Shape, budget: Budget, limits: Mapping[Metric, float], predict: Predict,
     components: Sequence[int] = (0,),
-) -> LlamaShape:
+) -> Shape:
     """Return the one of the smallest shapes that comes nearest to the limits, or holds them.
 
     Args:
@@ -101,7 +101,7 @@ def nearest_shape(
     return min(smallest, key=lambda shape: violation(budget.values(predict(shape)), limits))
 
 
-def _left(base: LlamaShape, shape: LlamaShape) -> str:
+def _left(base: Shape, shape: Shape) -> str:
     layers, heads = shape.num_hidden_layers, shape.num_attention_heads
     text = f"{layers} layer{'s' if layers > 1 else ''} of {heads} head{'s' if heads > 1 else ''}"
     if heads > 1:

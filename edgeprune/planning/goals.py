@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from edgeprune.model.cuts import Cuts
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.planning.budget import Budget, Metric, violation
 from edgeprune.planning.cost import Cost
 from edgeprune.planning.widths import Widths, corners, fewest_layers, shape_of, widths_of
 
 # Goals this far below each limit: the prediction's error must not cost a round of correction.
 MARGIN = 0.03
-Predict = Callable[[LlamaShape], Cost]
+Predict = Callable[[Shape], Cost]
 Values = Mapping[Metric, float]
 
 
@@ -31,7 +31,7 @@ class Goals:
     """
 
     def __init__(
-        self, base: LlamaShape, budget: Budget, limits: Values, predict: Predict, margin: float
+        self, base: Shape, budget: Budget, limits: Values, predict: Predict, margin: float
     ) -> None:
         """Prepare.
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pydantic import Field
 
 from edgeprune.model.cuts import Cuts
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.planning.budget import Budget, Metric
 from edgeprune.planning.cost import Cost
 from edgeprune.planning.exact import solve_exact
@@ -78,8 +78,8 @@ class Plan(Record):
         table: The losses that were seen, as if they added up; None when nothing had to be scored.
     """
 
-    base: LlamaShape
-    shape: LlamaShape
+    base: Shape
+    shape: Shape
     cuts: Cuts
     steps: tuple[Step, ...]
     base_loss: float | None
@@ -119,7 +119,7 @@ class _Option:
 
 
 def make_plan(  # noqa: PLR0913 - a `Demand` in parts: costs need not come from a profile
-    base: LlamaShape,
+    base: Shape,
     budget: Budget,
     limits: Mapping[Metric, float],
     predict: Predict,
@@ -176,7 +176,7 @@ def make_plan(  # noqa: PLR0913 - a `Demand` in parts: costs need not come from 
 
 
 def least_loss(
-    base: LlamaShape,
+    base: Shape,
     budget: Budget,
     limits: Mapping[Metric, float],
     predict: Predict,
@@ -196,7 +196,7 @@ def least_loss(
     return math.inf if found is None else found.loss - table.base_loss
 
 
-def _first_scan(base: LlamaShape, scores: Scores, kinds: Collection[Kind]) -> Estimate:
+def _first_scan(base: Shape, scores: Scores, kinds: Collection[Kind]) -> Estimate:
     """Score the unpruned model and every single move, those too that alone save nothing.
 
     Of all kinds together, what alone is a catastrophe is protected.

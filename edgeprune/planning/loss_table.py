@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
 from edgeprune.model.cuts import Cuts
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.planning.widths import fewest_layers, served_ffn, served_heads
 from edgeprune.records import Record
 
@@ -90,7 +90,7 @@ class Estimate:
     are taken to grow with what is removed.
     """
 
-    def __init__(self, base: LlamaShape, base_loss: float) -> None:
+    def __init__(self, base: Shape, base_loss: float) -> None:
         """Start with the loss of the unpruned model."""
         self._base_loss = base_loss
         self.layers: dict[int, float] = {}

@@ -15,7 +15,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from edgeprune.model.cuts import Cuts
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.planning.widths import (
     fewest_layers,
     ffn_reason,
@@ -83,7 +83,7 @@ class Move(Record):
 
 
 def moves(
-    base: LlamaShape, cuts: Cuts, protected: Collection[int] = frozenset()
+    base: Shape, cuts: Cuts, protected: Collection[int] = frozenset()
 ) -> list[Move]:
     """Return every move that leaves enough layers, the protected ones too, and served widths."""
     left = widths_of(base, cuts)
@@ -101,7 +101,7 @@ def moves(
     return found
 
 
-def moves_back(base: LlamaShape, cuts: Cuts) -> list[Move]:
+def moves_back(base: Shape, cuts: Cuts) -> list[Move]:
     """Return every move that can be taken back from `cuts` with `Move.before`."""
     left = widths_of(base, cuts)
     found = [Move(kind=Kind.LAYER, layer=i) for i in cuts.layers]
@@ -115,7 +115,7 @@ def moves_back(base: LlamaShape, cuts: Cuts) -> list[Move]:
     return found
 
 
-def why_width(base: LlamaShape, old: Cuts, new: Cuts) -> str:
+def why_width(base: Shape, old: Cuts, new: Cuts) -> str:
     """Say why the widths of `new` that differ from those of `old` are offered; may be empty."""
     left, reasons = widths_of(base, new), []
     if (old.kv_groups, old.query_heads) != (new.kv_groups, new.query_heads):

@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from edgeprune.errors import InfeasibleError
 from edgeprune.model.cuts import Cuts
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.planning.demand import Demand
 from edgeprune.planning.feasible import check_feasible, out_of_reach
 from edgeprune.planning.goals import Goals
@@ -49,7 +49,7 @@ LAYERS_ONLY = {Planner.GREEDY_LAYERS, Planner.INFLUENCE, Planner.SPAN, Planner.M
 
 
 def follow(
-    planner: Planner, base: LlamaShape, demand: Demand, score: Score, influence: Influence
+    planner: Planner, base: Shape, demand: Demand, score: Score, influence: Influence
 ) -> Plan:
     """Plan as a recipe does.
 
@@ -83,7 +83,7 @@ def follow(
     )
 
 
-def joint_plans(base: LlamaShape, demand: Demand, score: Score) -> list[Plan]:
+def joint_plans(base: Shape, demand: Demand, score: Score) -> list[Plan]:
     """Plan jointly for every number of principal components that may go, none first.
 
     What these lose is not scored: it is added to whatever the other cuts lose, and shows when the
@@ -114,7 +114,7 @@ def joint_plans(base: LlamaShape, demand: Demand, score: Score) -> list[Plan]:
     return plans
 
 
-def _plan_without(components: int, base: LlamaShape, demand: Demand, score: Score) -> Plan:
+def _plan_without(components: int, base: Shape, demand: Demand, score: Score) -> Plan:
     fewer = Cuts(components=components)
     plan = follow(Planner.JOINT, fewer.shape(base), demand, score, lambda *_: 0.0)
     if not components:
@@ -130,7 +130,7 @@ def _plan_without(components: int, base: LlamaShape, demand: Demand, score: Scor
         "refined": (describe_change(Cuts(), fewer), *plan.refined)})
 
 
-def _ways(planner: Planner, base: LlamaShape, influence: Influence) -> Iterable[Cuts]:
+def _ways(planner: Planner, base: Shape, influence: Influence) -> Iterable[Cuts]:
     """Return what a recipe would cut, ever more of it."""
     count = base.num_hidden_layers
     droppable = range(count - fewest_layers(base) + 1)
@@ -147,7 +147,7 @@ def _ways(planner: Planner, base: LlamaShape, influence: Influence) -> Iterable[
     return (Cuts(layers=_span((count - n) // 2, n)) for n in droppable)
 
 
-def proportional_widths(base: LlamaShape) -> Sequence[Widths]:
+def proportional_widths(base: Shape) -> Sequence[Widths]:
     """Return served widths that lose the same share of heads and channels, as near as they can."""
     pairs, ffns = served_heads(base), served_ffn(base)
     found = dict[Widths, None]()

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.quantization import K_QUANT_BLOCK, block_widths_below
-from edgeprune.model.shape import LlamaShape, takes_heads
+from edgeprune.model.shape import Shape, takes_heads
 
 KEEP = 3  # at least one in so many stays: together a ninth of the layers' weights
 FFN_STEPS = 32  # a step below 1/32 of the width saves less than the cost model can tell
@@ -39,38 +39,38 @@ class Widths(NamedTuple):
     ffn: int
     hidden: int = 0
 
-    def cuts(self, base: LlamaShape, layers: tuple[int, ...] = ()) -> Cuts:
+    def cuts(self, base: Shape, layers: tuple[int, ...] = ()) -> Cuts:
         """Return the cuts that leave these widths and drop `layers`."""
         return Cuts(layers=layers, kv_groups=base.num_key_value_heads - self.groups,
                     query_heads=base.queries_per_group - self.queries,
                     ffn_channels=base.intermediate_size - self.ffn, hidden_channels=self.hidden)
 
 
-def widths_of(base: LlamaShape, cuts: Cuts) -> Widths:
+def widths_of(base: Shape, cuts: Cuts) -> Widths:
     """Return the widths that cuts leave."""
     return Widths(base.num_key_value_heads - cuts.kv_groups,
                   base.queries_per_group - cuts.query_heads,
                   base.intermediate_size - cuts.ffn_channels, cuts.hidden_channels)
 
 
-def ffn_step(base: LlamaShape) -> int:
+def ffn_step(base: Shape) -> int:
     """Return the FFN's step: 1/32 of its width, rounded to whole K-quant blocks, at least one."""
     blocks = round(base.intermediate_size / FFN_STEPS / K_QUANT_BLOCK)
     return K_QUANT_BLOCK * max(1, blocks)
 
 
-def served_ffn(base: LlamaShape) -> tuple[int, ...]:
+def served_ffn(base: Shape) -> tuple[int, ...]:
     """Return the FFN's widths, the unpruned one first, then the multiples of the step below it."""
     step, width = ffn_step(base), base.intermediate_size
     return width, *range((width - 1) // step * step, least_of(width) - 1, -step)
 
 
-def row_grain(base: LlamaShape) -> int:
+def row_grain(base: Shape) -> int:
     """Return what the rows of attn_output stay a multiple of: the best that the base's are."""
     return _grain(base.num_attention_heads * base.head_dim)
 
 
-def served_hidden(base: LlamaShape) -> tuple[int, ...]:
+def served_hidden(base: Shape) -> tuple[int, ...]:
     """Return by how much narrower hidden states are offered: in steps of what the width has.
 
     Only a published recipe cuts there (LLM-Pruner's channel-wise mode): every weight of the model
@@ -80,7 +80,7 @@ def served_hidden(base: LlamaShape) -> tuple[int, ...]:
     return tuple(range(0, width - least_of(width) + 1, grain))
 
 
-def served_components(base: LlamaShape) -> tuple[int, ...]:
+def served_components(base: Shape) -> tuple[int, ...]:
     """Return how many principal components of the hidden states may go, none first.
 
     What is left is whole K-quant blocks. Each component serves all layers, so at least seven
@@ -92,7 +92,7 @@ def served_components(base: LlamaShape) -> tuple[int, ...]:
     return 0, *(width - left for left in block_widths_below(width) if 8 * left >= 7 * width)
 
 
-def served_heads(base: LlamaShape) -> tuple[tuple[int, int], ...]:
+def served_heads(base: Shape) -> tuple[tuple[int, int], ...]:
     """Return the pairs of KV groups and query heads in each, the unpruned pair first."""
     grain = row_grain(base)
     groups, queries = base.num_key_value_heads, base.queries_per_group
@@ -102,7 +102,7 @@ def served_heads(base: LlamaShape) -> tuple[tuple[int, int], ...]:
         base.replace(num_key_value_heads=g, num_attention_heads=g * q)))
 
 
-def served_widths(base: LlamaShape) -> tuple[Widths, ...]:
+def served_widths(base: Shape) -> tuple[Widths, ...]:
     """Return all widths that are offered, the unpruned ones first."""
     return tuple(Widths(g, q, ffn) for (g, q), ffn in product(served_heads(base), served_ffn(base)))
 
@@ -116,12 +116,12 @@ def least_of(number: int) -> int:
     return -(-number // KEEP)
 
 
-def fewest_layers(base: LlamaShape) -> int:
+def fewest_layers(base: Shape) -> int:
     """Return how many layers stay at least: all, where a GGUF file cannot tell them apart."""
     return base.num_hidden_layers if base.of.unrotated_every else least_of(base.num_hidden_layers)
 
 
-def shape_of(base: LlamaShape, layers: int, widths: Widths) -> LlamaShape:
+def shape_of(base: Shape, layers: int, widths: Widths) -> Shape:
     """Return the shape of `layers` layers of these widths."""
     return base.replace(num_hidden_layers=layers, num_key_value_heads=widths.groups,
                         num_attention_heads=widths.groups * widths.queries,
@@ -129,13 +129,13 @@ def shape_of(base: LlamaShape, layers: int, widths: Widths) -> LlamaShape:
                         hidden_size=base.hidden_size - widths.hidden)
 
 
-def smallest_shapes(base: LlamaShape) -> tuple[LlamaShape, ...]:
+def smallest_shapes(base: Shape) -> tuple[Shape, ...]:
     """Return the shapes of the fewest layers that stay, at each of the `corners`."""
     layers = fewest_layers(base)
     return tuple(shape_of(base, layers, widths) for widths in corners(base))
 
 
-def corners(base: LlamaShape) -> tuple[Widths, ...]:
+def corners(base: Shape) -> tuple[Widths, ...]:
     """Return the smallest widths: no others are at most as wide in all three.
 
     There may be several: rows of 256 with heads of 64 take 4 heads, as 1 group of 4, 2 of 2 or 4
@@ -149,7 +149,7 @@ def corners(base: LlamaShape) -> tuple[Widths, ...]:
     )
 
 
-def ffn_reason(base: LlamaShape, width: int) -> str:
+def ffn_reason(base: Shape, width: int) -> str:
     """Say why an FFN width is offered."""
     if width == base.intermediate_size:
         return f"FFN {width}: the unpruned width"
@@ -157,7 +157,7 @@ def ffn_reason(base: LlamaShape, width: int) -> str:
             "blocks, between multiples down_proj of a GGUF falls back to Q5_0/Q8_0")
 
 
-def heads_reason(base: LlamaShape, groups: int, queries: int) -> str:
+def heads_reason(base: Shape, groups: int, queries: int) -> str:
     """Say why a number of heads is offered."""
     row, grain = groups * queries * base.head_dim, row_grain(base)
     text = f"attn_output rows {row}"

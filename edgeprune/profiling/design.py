@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.quantization import K_QUANT_BLOCK, block_widths_below, tensor_bytes
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.target.measurement import Workload
 
 # Speed depends on shapes, and grows with the layers in a straight line: a few of them suffice.
@@ -29,7 +29,7 @@ class Pace(NamedTuple):
 class DesignPoint(NamedTuple):
     """One shape in a number format, with the request that it is measured with."""
 
-    shape: LlamaShape
+    shape: Shape
     quant: str
     workload: Workload
 
@@ -40,7 +40,7 @@ def pace_of(prompt_token_ms: float, token_ms: float) -> Pace:
     return Pace(max(4, n_long // 8), n_long, max(4, min(32, int(REPLY_MS / token_ms))))
 
 
-def reference_shape(shape: LlamaShape, quant: str) -> LlamaShape:
+def reference_shape(shape: Shape, quant: str) -> Shape:
     """Return the deepest shape that is measured: the model's own, or its width in few layers."""
     one, two = (tensor_bytes(shape.replace(num_hidden_layers=n), quant) for n in (1, 2))
     fitting = int((MAX_FILE_BYTES - one) / max(two - one, 1)) + 1
@@ -48,7 +48,7 @@ def reference_shape(shape: LlamaShape, quant: str) -> LlamaShape:
 
 
 def design(
-    shape: LlamaShape, quant: str, pace: Pace, others: Sequence[str] = ()
+    shape: Shape, quant: str, pace: Pace, others: Sequence[str] = ()
 ) -> list[DesignPoint]:
     """Return the points to measure; the first is the reference with a short prompt.
 
@@ -89,7 +89,7 @@ def design(
     return found
 
 
-def _heads(shape: LlamaShape, groups: int, queries: int) -> LlamaShape:
+def _heads(shape: Shape, groups: int, queries: int) -> Shape:
     return shape.replace(num_key_value_heads=groups, num_attention_heads=groups * queries)
 
 

@@ -15,7 +15,7 @@ from scipy.optimize import nnls
 
 from edgeprune.model.quantization import BLOCKS
 from edgeprune.model.runtimes import context_tokens
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.planning.cost import (
     OTHER,
     REPACKED,
@@ -45,7 +45,7 @@ TYPE_TIE = 0.3
 class Point:
     """A measured shape in a number format: the request, and what it cost."""
 
-    shape: LlamaShape
+    shape: Shape
     quant: str
     n_prompt: int
     n_new: int

@@ -19,7 +19,7 @@ import numpy as np
 from edgeprune.export.artifact import synthetic
 from edgeprune.model.onnx_formats import is_onnx
 from edgeprune.model.runtimes import LLAMA_CPP_PYTHON, UBATCH, context_tokens, kv_cache_bytes
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.on_target.runner import standard_error
 from edgeprune.planning.cost import Cost, CostModel
 from edgeprune.profiling.design import DesignPoint, Pace, design, pace_of, reference_shape
@@ -48,7 +48,7 @@ class Sample(Record):
         block: Shapes of one block were measured in turn; the first of each block is the same shape.
     """
 
-    shape: LlamaShape
+    shape: Shape
     quant: str
     measurement: Measurement
     block: int
@@ -99,7 +99,7 @@ class Laid(NamedTuple):
 
 
 def profile_path(
-    device: Device, shape: LlamaShape, quant: str, directory: Path, others: Sequence[str] = ()
+    device: Device, shape: Shape, quant: str, directory: Path, others: Sequence[str] = ()
 ) -> Path:
     """Return where a profile is kept: under the hash of everything that its numbers depend on."""
     runtime = ONNXRUNTIME_VERSION if is_onnx(quant) else LLAMA_CPP_PYTHON
@@ -109,7 +109,7 @@ def profile_path(
 
 
 def profile(
-    device: Device, shape: LlamaShape, quant: str, directory: Path, *,
+    device: Device, shape: Shape, quant: str, directory: Path, *,
     others: Sequence[str] = (), seconds: float | None = None, fresh: bool = False,
 ) -> Profile:
     """Return the profile for a model's shape on a target, measured when there is none on disk.
@@ -135,7 +135,7 @@ def profile(
 
 
 def _measured(
-    device: Device, shape: LlamaShape, quant: str, others: Sequence[str], seconds: float
+    device: Device, shape: Shape, quant: str, others: Sequence[str], seconds: float
 ) -> Profile:
     began = time.monotonic()
     speed = device.run_job({"kind": "bandwidth", "threads": device.threads}, "reading memory")
@@ -151,7 +151,7 @@ def _measured(
     )
 
 
-def try_out(device: Device, shape: LlamaShape, quant: str) -> tuple[Measurement, Pace]:
+def try_out(device: Device, shape: Shape, quant: str) -> tuple[Measurement, Pace]:
     """Measure the reference briefly, to learn how much RAM it takes and which requests fit."""
     reference = reference_shape(shape, quant)
     with ExitStack() as on_target:

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from edgeprune.model.runtimes import LLAMA_CPP_PYTHON
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.profiling.design import DesignPoint, reference_shape
 from edgeprune.profiling.drift import typical_times
 from edgeprune.profiling.profile import lay_out, try_out
@@ -31,7 +31,7 @@ class Threads(Record):
     chosen: int
 
 
-def best_threads(device: Device, shape: LlamaShape, quant: str, directory: Path) -> Threads:
+def best_threads(device: Device, shape: Shape, quant: str, directory: Path) -> Threads:
     """Return the number of threads that serves a model best, measured when not on disk.
 
     Args:

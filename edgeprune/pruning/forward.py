@@ -20,7 +20,7 @@ from torch import Tensor
 
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.rope import inverse_frequencies
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.model.tensors import EMBEDDING, FINAL_NORM, PROJECTION, is_norm, layer_specs
 from edgeprune.pruning.loss import Loss, worse_half
 from edgeprune.pruning.sample import Sample
@@ -71,7 +71,7 @@ def load_layer(
                     for spec in layer_specs(checkpoint.shape, layer)}, checkpoint.shape, dtype)
 
 
-def applied(weights: Weights, shape: LlamaShape, dtype: torch.dtype) -> dict[str, Tensor]:
+def applied(weights: Weights, shape: Shape, dtype: torch.dtype) -> dict[str, Tensor]:
     """Return the weights of a layer as they are applied, of such as a checkpoint stores."""
     return {name: weight.float() + shape.of.norm_offset if is_norm(name) else weight.to(dtype)
             for name, weight in weights.items()}
@@ -138,7 +138,7 @@ class Positions(NamedTuple):
 
 
 def positions_of(
-    shape: LlamaShape, n_tokens: int, device: torch.device | None = None
+    shape: Shape, n_tokens: int, device: torch.device | None = None
 ) -> list[Positions]:
     """Return the positions of tokens as each layer knows them (RoFormer, eq. 34)."""
     kinds = [_positions(shape, n_tokens, device, local=local) for local in (False, True)]
@@ -148,7 +148,7 @@ def positions_of(
 
 
 def _positions(
-    shape: LlamaShape, n_tokens: int, device: torch.device | None, *, local: bool
+    shape: Shape, n_tokens: int, device: torch.device | None, *, local: bool
 ) -> Positions:
     number = torch.arange(n_tokens)
     angles = torch.outer(number, torch.tensor(inverse_frequencies(shape, local=local)))
@@ -170,7 +170,7 @@ def unit_rms(x: Tensor, eps: float) -> Tensor:
 
 
 def decoder_layer(
-    x: Tensor, weights: Weights, shape: LlamaShape, positions: Positions
+    x: Tensor, weights: Weights, shape: Shape, positions: Positions
 ) -> Tensor:
     """Run one decoder layer, `(b, t, h)` to `(b, t, h)`."""
     x = x + project_out(attention_heads(x, weights, shape, positions), weights, shape)
@@ -179,7 +179,7 @@ def decoder_layer(
 
 @torch.no_grad()
 def run_layer(
-    states: Tensor, weights: Weights, shape: LlamaShape, positions: Positions
+    states: Tensor, weights: Weights, shape: Shape, positions: Positions
 ) -> Tensor:
     """Run one decoder layer on many windows, one after another, `(b, t, h)` to `(b, t, h)`.
 
@@ -190,7 +190,7 @@ def run_layer(
 
 
 def attention_heads(
-    x: Tensor, weights: Weights, shape: LlamaShape, positions: Positions
+    x: Tensor, weights: Weights, shape: Shape, positions: Positions
 ) -> Tensor:
     """Return what each query head attends to, before o_proj: `(b, t, n * d)`."""
     y = rms_norm(x, weights["input_layernorm.weight"], shape.rms_norm_eps)
@@ -206,12 +206,12 @@ def attention_heads(
     return heads.transpose(1, 2).flatten(2)
 
 
-def project_out(heads: Tensor, weights: Weights, shape: LlamaShape) -> Tensor:
+def project_out(heads: Tensor, weights: Weights, shape: Shape) -> Tensor:
     """Return what attention adds to the hidden states: o_proj, `(b, t, n * d)` to `(b, t, h)`."""
     return added(put_out(heads, weights, OUT), weights, shape, OUT)
 
 
-def ffn_channels(x: Tensor, weights: Weights, shape: LlamaShape) -> Tensor:
+def ffn_channels(x: Tensor, weights: Weights, shape: Shape) -> Tensor:
     """Return the activations of the FFN's channels, before down_proj: `(b, t, intermediate_size)`.
 
     SwiGLU or GEGLU (arXiv:2002.05202, eq. 6 and 5).
@@ -222,7 +222,7 @@ def ffn_channels(x: Tensor, weights: Weights, shape: LlamaShape) -> Tensor:
     return gates * _linear(y, weights, "mlp.up_proj")
 
 
-def project_down(channels: Tensor, weights: Weights, shape: LlamaShape) -> Tensor:
+def project_down(channels: Tensor, weights: Weights, shape: Shape) -> Tensor:
     """Return what the FFN adds: down_proj, `(b, t, intermediate_size)` to `(b, t, h)`."""
     return added(put_out(channels, weights, DOWN), weights, shape, DOWN)
 
@@ -232,7 +232,7 @@ def put_out(inputs: Tensor, weights: Weights, projection: str) -> Tensor:
     return _linear(inputs, weights, projection)
 
 
-def added(put: Tensor, weights: Weights, shape: LlamaShape, projection: str) -> Tensor:
+def added(put: Tensor, weights: Weights, shape: Shape, projection: str) -> Tensor:
     """Return what is added to the hidden states of what o_proj or down_proj puts out."""
     if shape.of.norms_after:
         put = rms_norm(put, weights[_NORM_AFTER[projection]], shape.rms_norm_eps)

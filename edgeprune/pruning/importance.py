@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.model.cuts import LayerImportance
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.model.tensors import Axis, TensorSpec, layer_specs
 from edgeprune.pruning.criterion import Criterion, Method
 from edgeprune.pruning.elimination import diagonal_blocks, elimination_order
@@ -37,7 +37,7 @@ class Importance(Record):
 def layer_importance(
     criterion: Criterion,
     weights: Mapping[str, Tensor],
-    shape: LlamaShape,
+    shape: Shape,
     statistics: Statistics | None,
     gradients: Gradients | None,
     layer: int,
@@ -106,7 +106,7 @@ def _of_inputs(
 def _of_weights(
     criterion: Criterion,
     weights: Mapping[str, Tensor],
-    shape: LlamaShape,
+    shape: Shape,
     gradients: Gradients | None,
 ) -> tuple[Tensor, Tensor]:
     """Return importance by the weights of coupled tensors, of heads and of channels."""

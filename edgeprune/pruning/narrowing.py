@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import Tensor
 
 from edgeprune.model.cuts import Cuts, LayerImportance, kept_hidden, kept_in_layer
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.model.tensors import layer_specs
 from edgeprune.pruning.forward import Weights
 from edgeprune.pruning.repair import NormalEquations
@@ -29,7 +29,7 @@ class Narrowing:
     """Narrows layers; remembers the projections that it fitted while they are small."""
 
     def __init__(
-        self, shape: LlamaShape, importance: Callable[[int], LayerImportance],
+        self, shape: Shape, importance: Callable[[int], LayerImportance],
         hidden: Callable[[], Sequence[float]], statistics: Callable[[], Path] | None,
     ) -> None:
         """Prepare.

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from edgeprune.model.checkpoint import Checkpoint, write_checkpoint
 from edgeprune.model.cuts import Cuts, Kept, kept_layers
-from edgeprune.model.shape import LlamaShape, config_of_shape
+from edgeprune.model.shape import Shape, config_of_shape
 from edgeprune.model.tensors import Axis, TensorSpec, is_norm, layer_specs, tensor_specs
 from edgeprune.pruning.forward import Layers, Weights
 
 
 def prune(
     checkpoint: Checkpoint, cuts: Cuts, kept: Mapping[int, Kept], directory: Path
-) -> LlamaShape:
+) -> Shape:
     """Write the checkpoint that is left, without repair, and return its shape.
 
     Args:
@@ -50,7 +50,7 @@ def cut_layers(checkpoint: Checkpoint, cuts: Cuts, kept: Mapping[int, Kept]) -> 
 def write_pruned(
     checkpoint: Checkpoint, cuts: Cuts, layers: Layers, directory: Path, *, biased: bool = False,
     hidden: Sequence[int] | None = None,
-) -> LlamaShape:
+) -> Shape:
     """Write a checkpoint of layers that were cut, and return its shape.
 
     Args:
@@ -70,7 +70,7 @@ def write_pruned(
 
 
 def _tensors(
-    checkpoint: Checkpoint, shape: LlamaShape, layers: Layers, hidden: Sequence[int] | None
+    checkpoint: Checkpoint, shape: Shape, layers: Layers, hidden: Sequence[int] | None
 ) -> Iterator[tuple[str, Tensor]]:
     number, given = 0, set[str]()
     for place, weights in layers:
@@ -117,7 +117,7 @@ def stored(weights: Weights, checkpoint: Checkpoint) -> dict[str, Tensor]:
             for name, weight in weights.items()}
 
 
-def slice_layer(weights: Weights, shape: LlamaShape, kept: Kept) -> dict[str, Tensor]:
+def slice_layer(weights: Weights, shape: Shape, kept: Kept) -> dict[str, Tensor]:
     """Return one layer's weights with only what stays."""
     specs = {spec.within: spec for spec in layer_specs(shape, 0)}
     return {name: keep(tensor, specs[name], kept, shape.head_dim)

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from edgeprune.errors import InputError, UsageError
 from edgeprune.model.checkpoint import Checkpoint, write_checkpoint
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.model.stock import stock_model, stock_tokenizer
 from edgeprune.model.tensors import tensor_specs
 from edgeprune.records import digest, file_digest
@@ -161,7 +161,7 @@ def _tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _activation_bytes(shape: LlamaShape, recipe: Recipe) -> float:
+def _activation_bytes(shape: Shape, recipe: Recipe) -> float:
     """Estimate what the backward pass needs held of a micro-batch, float32.
 
     Of a token and a layer: eight vectors of hidden states, five of the FFN, queries, keys, values;

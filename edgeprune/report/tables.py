@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.planning.budget import DEFAULT_NEW, DEFAULT_PROMPT
 from edgeprune.planning.cost import Cost, roofline_token_ms
 from edgeprune.planning.demand import Demand
@@ -114,7 +114,7 @@ def facts_rows(facts: DeviceFacts) -> list[tuple[str, str]]:
     return rows
 
 
-def profile_rows(found: Profile, shape: LlamaShape) -> list[tuple[str, str]]:
+def profile_rows(found: Profile, shape: Shape) -> list[tuple[str, str]]:
     """Return what a profile predicts for a model, as a table of two columns."""
     n_prompt, n_new = DEFAULT_PROMPT, DEFAULT_NEW
     cost, fixed = found.model.predict(shape, n_prompt, n_new), found.model.fixed(shape, n_prompt)

@@ -12,7 +12,7 @@ from pathlib import Path
 from edgeprune.export.artifact import artifact_name, metadata_bytes
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import Cuts
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.planning.demand import Demand
 from edgeprune.planning.greedy import Plan
 from edgeprune.quality.verified import export_verified
@@ -44,7 +44,7 @@ class Artifacts:
         return self.weights.run
 
     @property
-    def shape(self) -> LlamaShape:
+    def shape(self) -> Shape:
         """The shape of the unpruned model."""
         return self.weights.checkpoint.shape
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from edgeprune.errors import InfeasibleError
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.planning.bounds import check_demand
 from edgeprune.planning.budget import COST_METRICS, MEDIAN, Budget, Metric, value_of, violation
 from edgeprune.planning.cost import Cost
@@ -200,11 +200,11 @@ def _is_known(demand: Demand) -> bool:
     return set(demand.limits) <= {Metric.SIZE}
 
 
-def _as_near_as_measured(shape: LlamaShape, demand: Demand) -> Demand:
+def _as_near_as_measured(shape: Shape, demand: Demand) -> Demand:
     return demand.model_copy(update={"margin": margin_for(shape, demand)})
 
 
-def margin_for(shape: LlamaShape, demand: Demand) -> float:
+def margin_for(shape: Shape, demand: Demand) -> float:
     """Return how far below its limits a plan is to stay, as a share of them. Pure.
 
     The margin is for what cuts save other than predicted. Of the unpruned model nothing is
@@ -243,7 +243,7 @@ def factors_in(
             for name, factor in cost_of(baseline).ratios(predicted).items()}
 
 
-def formats_worth_a_plan(shape: LlamaShape, demand: Demand) -> list[str]:
+def formats_worth_a_plan(shape: Shape, demand: Demand) -> list[str]:
     """Return the formats but those that a finer one costs no more than, of fewest bits first. Pure.
 
     Args:
@@ -255,7 +255,7 @@ def formats_worth_a_plan(shape: LlamaShape, demand: Demand) -> list[str]:
                        for finer in AUTO_QUANTS[i + 1:])]
 
 
-def _costs_no_less(shape: LlamaShape, demand: Demand, quant: str, other: str) -> bool:
+def _costs_no_less(shape: Shape, demand: Demand, quant: str, other: str) -> bool:
     """Tell whether a format costs no less than another in all that is limited."""
     ours, theirs = (_in_format(demand, one).predict(shape) for one in (quant, other))
     return all(value_of(metric, ours, demand.budget.n_new)

@@ -17,7 +17,7 @@ from edgeprune.errors import DeviceError, InputError, UsageError
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.files import model_bytes
 from edgeprune.model.quantization import DEFAULT_FORMAT, check_format
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.model.source import resolve_model
 from edgeprune.planning.bounds import check_demand
 from edgeprune.planning.budget import Budget
@@ -151,7 +151,7 @@ def _begun(options: Options, say: Say, notify: Say) -> Iterator[tuple[Parts, Bud
 
 
 def set_threads(
-    device: Device, asked: str | None, shape: LlamaShape, quant: str, profiles: Path, say: Say
+    device: Device, asked: str | None, shape: Shape, quant: str, profiles: Path, say: Say
 ) -> None:
     """Set how many CPU threads the target uses, as the user asked.
 

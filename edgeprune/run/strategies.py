@@ -12,7 +12,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from edgeprune.errors import UsageError
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.planning.recipes import LAYERS_ONLY, Planner
 from edgeprune.pruning.criterion import Criterion, Method
 from edgeprune.records import Record
@@ -103,7 +103,7 @@ def strategy_of(name: str, *, importance: str | None = None, repair: bool = True
     return STRATEGIES[name].model_copy(update=changes)
 
 
-def check_strategy(strategy: Strategy, shape: LlamaShape) -> None:
+def check_strategy(strategy: Strategy, shape: Shape) -> None:
     """Refuse a strategy whose result a model's family has no place for.
 
     Raises:

@@ -14,7 +14,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from edgeprune.errors import UsageError, nearest
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.model.tensors import TensorSpec, layer_specs
 from edgeprune.records import Record
 
@@ -118,7 +118,7 @@ def _read_pattern(text: str) -> Pattern:
     return Pattern(kept=int(match[1]), group=int(match[2]))
 
 
-def check_rows(recipe: Recipe, shape: LlamaShape) -> None:
+def check_rows(recipe: Recipe, shape: Shape) -> None:
     """Check that every row of the matrices is a whole number of the pattern's groups.
 
     Raises:
@@ -135,6 +135,6 @@ def check_rows(recipe: Recipe, shape: LlamaShape) -> None:
                 got=length, remedy="take a pattern whose M divides it, or --sparsity")
 
 
-def sparse_matrices(shape: LlamaShape, layer: int) -> Iterator[TensorSpec]:
+def sparse_matrices(shape: Shape, layer: int) -> Iterator[TensorSpec]:
     """Yield the matrices of one layer that get zeros: q, k, v, o, gate, up and down."""
     return (spec for spec in layer_specs(shape, layer) if len(spec.axes) == 2)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from edgeprune.errors import InputError, UsageError
 from edgeprune.model.checkpoint import Checkpoint, write_checkpoint
-from edgeprune.model.shape import LlamaShape, config_of_shape
+from edgeprune.model.shape import Shape, config_of_shape
 from edgeprune.model.tensors import tensor_specs
 from edgeprune.pruning import forward
 from edgeprune.pruning.calibration import Corpus, calibration_corpus, draw, tokens_by_kind
@@ -153,7 +153,7 @@ def sparse_matrix(weight: Tensor, known: Tensor | Curvature | None, recipe: Reci
 
 @torch.inference_mode()
 def input_statistics(
-    states: Tensor, weights: Mapping[str, Tensor], shape: LlamaShape, recipe: Recipe,
+    states: Tensor, weights: Mapping[str, Tensor], shape: Shape, recipe: Recipe,
     positions: Positions,
 ) -> dict[str, Tensor | Curvature]:
     """Return what the method needs of each input within a layer, by the names in `INPUT_OF`.
@@ -177,7 +177,7 @@ def input_statistics(
 
 
 def linear_inputs(
-    x: Tensor, weights: Mapping[str, Tensor], shape: LlamaShape, positions: Positions
+    x: Tensor, weights: Mapping[str, Tensor], shape: Shape, positions: Positions
 ) -> dict[str, Tensor]:
     """Return what the matrices of a layer are applied to, by the names in `INPUT_OF`.
 

@@ -14,7 +14,7 @@ from edgeprune.model.cuts import Cuts, LayerImportance, kept_in_layer
 from edgeprune.model.families import FAMILIES
 from edgeprune.model.layout import file_bytes, gguf_name
 from edgeprune.model.quantization import tensor_bytes
-from edgeprune.model.shape import LlamaShape, shape_of_config
+from edgeprune.model.shape import Shape, shape_of_config
 from edgeprune.model.tensors import tensor_specs
 from edgeprune.model.tokenizer import tokenizer_of
 from edgeprune.pruning.surgery import prune
@@ -91,5 +91,5 @@ def test_names_are_those_of_the_gguf_package() -> None:
         assert gguf_name(spec.name, FAMILIES["llama"]) == f"{names.get_name(stem)}.{kind}"
 
 
-WIDE = LlamaShape(hidden_size=256, intermediate_size=512, num_hidden_layers=2,
+WIDE = Shape(hidden_size=256, intermediate_size=512, num_hidden_layers=2,
                   num_attention_heads=8, num_key_value_heads=2, head_dim=32, vocab_size=1000)

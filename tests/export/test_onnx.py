@@ -20,7 +20,7 @@ from edgeprune.export.onnx import export_onnx, quantized, quantized_by_row
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.onnx import OnnxModel
 from edgeprune.model.onnx_formats import ONNX_FORMATS, tensor_bytes
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.on_target.engine_onnx import Engine, fill
 from tests.export.test_gguf import CUTS, TOKENS, cut
 from tests.model.test_shape import LLAMA_31_8B
@@ -186,8 +186,8 @@ def test_a_broken_model_is_refused_in_one_line(tiny: Path, tmp_path: Path) -> No
 
 
 def test_the_graph_needs_no_weights_and_is_small() -> None:
-    shape = LlamaShape.model_validate({
-        key: value for key, value in LLAMA_31_8B.items() if key in LlamaShape.model_fields
+    shape = Shape.model_validate({
+        key: value for key, value in LLAMA_31_8B.items() if key in Shape.model_fields
         and key != "rope_scaling"} | {"head_dim": 128})
     graph = graph_of(shape, "onnx:int8")
     assert len(graph.SerializeToString()) < 300_000

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeprune.model.cuts import Cuts, LayerImportance, kept_in_layer, kept_layers
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 
-BASE = LlamaShape(hidden_size=64, intermediate_size=96, num_hidden_layers=4,
+BASE = Shape(hidden_size=64, intermediate_size=96, num_hidden_layers=4,
                   num_attention_heads=6, num_key_value_heads=3, head_dim=16, vocab_size=128)
 
 

@@ -18,14 +18,14 @@ from edgeprune.model.quantization import (
     QUANTIZED_FORMATS,
     tensor_bytes,
 )
-from edgeprune.model.shape import LlamaShape, shape_of_config
+from edgeprune.model.shape import Shape, shape_of_config
 from tests.model.test_shape import LLAMA_31_8B
 
-BASE = LlamaShape(hidden_size=256, intermediate_size=512, num_hidden_layers=4,
+BASE = Shape(hidden_size=256, intermediate_size=512, num_hidden_layers=4,
                   num_attention_heads=4, num_key_value_heads=2, head_dim=64, vocab_size=64)
 
 
-def assert_as_the_quantizer(shape: LlamaShape, quant: str, scratch: Path) -> None:
+def assert_as_the_quantizer(shape: Shape, quant: str, scratch: Path) -> None:
     """Quantize a file of zeros and compare every type, and the bytes of all data."""
     source, made = scratch / "zeros.gguf", scratch / "quantized.gguf"
     open_writer(shape, None, source, quant="F16", name="zeros").close()
@@ -55,7 +55,7 @@ def test_every_row_length_has_its_fall_back(
     tmp_path_factory: pytest.TempPathFactory, quant: str, tied: bool, biased: bool, hidden: int,
     ffn: int, groups: int, queries: int, head_dim: int, layers: int,
 ) -> None:
-    shape = LlamaShape(
+    shape = Shape(
         hidden_size=hidden, intermediate_size=ffn, num_hidden_layers=layers, vocab_size=40,
         num_attention_heads=groups * queries, num_key_value_heads=groups, head_dim=head_dim,
         tie_word_embeddings=tied, attention_bias=biased,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeprune.errors import InputError
-from edgeprune.model.shape import LlamaShape, config_of_shape, shape_of_config
+from edgeprune.model.shape import Shape, config_of_shape, shape_of_config
 from edgeprune.model.stock import stock_config
 from edgeprune.model.tensors import tensor_specs
 
@@ -64,7 +64,7 @@ def test_what_is_not_supported_is_refused_by_name(change: dict[str, Any], named:
 def test_a_shape_written_as_config_is_read_back(
     groups: int, queries: int, half_dim: int, layers: int, hidden: int, tied: bool
 ) -> None:
-    shape = LlamaShape(
+    shape = Shape(
         hidden_size=hidden, intermediate_size=3, num_hidden_layers=layers,
         num_attention_heads=groups * queries, num_key_value_heads=groups, head_dim=2 * half_dim,
         vocab_size=7, tie_word_embeddings=tied,

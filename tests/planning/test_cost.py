@@ -13,7 +13,7 @@ from edgeprune.model.layout import file_bytes
 from edgeprune.model.quantization import FORMATS, HEAD, tensor_types, weights_read
 from edgeprune.model.quantization import stored_bytes as stored
 from edgeprune.model.runtimes import context_tokens, kv_cache_bytes
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.planning.cost import (
     METRICS,
     Cost,
@@ -27,7 +27,7 @@ from edgeprune.planning.cost import (
     warming,
 )
 
-SMOLLM2 = LlamaShape(hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
+SMOLLM2 = Shape(hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
                      num_attention_heads=9, num_key_value_heads=3, head_dim=64, vocab_size=49152,
                      tie_word_embeddings=True)
 TYPES = ("Q4_K", "Q5_0", "Q5_K", "Q6_K", "Q8_0", "Q4_0", "Q5_1", "F16")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeprune.model.cuts import Cuts
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.planning.budget import violation
 from edgeprune.planning.exact import gap
 from edgeprune.planning.goals import MARGIN
@@ -35,7 +35,7 @@ CUTS = {SHORT: all_cuts(SHORT)}
 @given(drawn=tables(least=-0.5).filter(lambda drawn: drawn[0] == SHORT),
        share=st.integers(5, 110), ram=st.integers(5, 110))
 def test_it_finds_what_trying_everything_finds(
-    drawn: tuple[LlamaShape, LossTable], share: int, ram: int
+    drawn: tuple[Shape, LossTable], share: int, ram: int
 ) -> None:
     base, table = drawn
     text = f"10 tokens < {share}%, ram < {ram}%"
@@ -57,7 +57,7 @@ def test_it_finds_what_trying_everything_finds(
             assert found.loss == pytest.approx(min(with_margin), abs=1e-9)
 
 
-def _corner_within_margin(base: LlamaShape, text: str) -> bool:
+def _corner_within_margin(base: Shape, text: str) -> bool:
     budget, limits = parse_budget(text), limits_of(text, base)
     goals = {metric: limit * (1 - MARGIN) for metric, limit in limits.items()}
     fewest = min(cuts.shape(base).num_hidden_layers for cuts in CUTS[base])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edgeprune.errors import InfeasibleError
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.planning.budget import Metric
 from edgeprune.planning.feasible import check_feasible
 from edgeprune.planning.goals import MARGIN
@@ -14,7 +14,7 @@ from edgeprune.planning.greedy import make_plan
 from tests.planning.worlds import BLOCKS, FREE, even_table, limits_of, plan, predict
 
 
-def refusal(text: str, base: LlamaShape, *hints: str) -> str:
+def refusal(text: str, base: Shape, *hints: str) -> str:
     with pytest.raises(InfeasibleError) as refused:
         check_feasible(base, parse_budget(text), limits_of(text, base), predict, hints)
     return str(refused.value)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeprune.model.cuts import Cuts
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.planning.cost import Cost
 from edgeprune.planning.exact import solve_exact
 from edgeprune.planning.grammar import parse_budget
@@ -42,7 +42,7 @@ from tests.planning.worlds import (
 
 
 @st.composite
-def shapes(draw: st.DrawFn) -> LlamaShape:
+def shapes(draw: st.DrawFn) -> Shape:
     groups = draw(st.integers(1, 12))
     return FREE.replace(
         num_hidden_layers=draw(st.integers(1, 12)), num_key_value_heads=groups,
@@ -58,7 +58,7 @@ def test_a_third_is_rounded_up() -> None:
 @settings(deadline=None)
 @given(base=shapes())
 def test_of_the_widths_of_whole_blocks_exactly_those_of_a_third_are_served(
-    base: LlamaShape
+    base: Shape
 ) -> None:
     groups, queries, ffn = (
         base.num_key_value_heads, base.queries_per_group, base.intermediate_size)
@@ -74,7 +74,7 @@ def test_of_the_widths_of_whole_blocks_exactly_those_of_a_third_are_served(
 @settings(deadline=None)
 @given(base=shapes(), data=st.data())
 def test_moves_end_at_a_smallest_shape_and_never_below(
-    base: LlamaShape, data: st.DataObject
+    base: Shape, data: st.DataObject
 ) -> None:
     cuts, taken = Cuts(), 0
     while options := moves(base, cuts):
@@ -94,7 +94,7 @@ def test_moves_end_at_a_smallest_shape_and_never_below(
 @settings(deadline=None, max_examples=100)
 @given(drawn=tables(least=-5), share=st.integers(1, 110), ram=st.integers(1, 110))
 def test_nothing_below_a_third_is_planned_or_even_scored(
-    drawn: tuple[LlamaShape, LossTable], share: int, ram: int
+    drawn: tuple[Shape, LossTable], share: int, ram: int
 ) -> None:
     base, table = drawn
     scored: list[Cuts] = []
@@ -112,7 +112,7 @@ def test_nothing_below_a_third_is_planned_or_even_scored(
 
 
 @pytest.mark.parametrize("base", SHAPES)
-def test_a_budget_of_the_smallest_shape_can_be_held_and_none_below(base: LlamaShape) -> None:
+def test_a_budget_of_the_smallest_shape_can_be_held_and_none_below(base: Shape) -> None:
     # of several corners one is the least in both
     costs = [predict(shape) for shape in smallest_shapes(base)]
     ms, size = min(cost.latency_ms(10) for cost in costs), min(cost.ram_bytes for cost in costs)
@@ -132,7 +132,7 @@ def test_a_budget_of_the_smallest_shape_can_be_held_and_none_below(base: LlamaSh
 
 
 @pytest.mark.parametrize("base", SHAPES)
-def test_where_every_layer_does_harm_a_third_of_them_stays_all_the_same(base: LlamaShape) -> None:
+def test_where_every_layer_does_harm_a_third_of_them_stays_all_the_same(base: Shape) -> None:
     table, text = even_table(base, layer=-1.0), "10 tokens < 99%"
     made, best = plan(text, table, base), exact(text, table, base)
     assert best is not None
@@ -153,10 +153,10 @@ def test_a_width_that_needs_fewer_layers_than_a_third_is_passed_over() -> None:
 
 
 @pytest.mark.parametrize("base", [FREE, WIDE])
-def test_a_jump_goes_as_far_as_a_third_in_every_direction(base: LlamaShape) -> None:
+def test_a_jump_goes_as_far_as_a_third_in_every_direction(base: Shape) -> None:
     (smallest,) = smallest_shapes(base)
 
-    def all_or_nothing(shape: LlamaShape) -> Cost:
+    def all_or_nothing(shape: Shape) -> Cost:
         return predict(smallest if shape == smallest else base)
 
     budget = parse_budget(f"10 tokens < {predict(smallest).latency_ms(10) * 1.001:.6f} ms")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edgeprune.model.cuts import Cuts
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.planning.budget import Metric
 from edgeprune.planning.cost import Cost
 from edgeprune.planning.goals import Goals, goals
@@ -28,9 +28,9 @@ def test_goals_grow_with_the_limits() -> None:
 
 
 def test_as_many_layers_stay_as_hold_the_goals_and_each_shape_is_predicted_once() -> None:
-    asked: list[LlamaShape] = []
+    asked: list[Shape] = []
 
-    def counted(shape: LlamaShape) -> Cost:
+    def counted(shape: Shape) -> Cost:
         asked.append(shape)
         return predict(shape)
 
@@ -56,9 +56,9 @@ def test_goals_that_hold_only_with_less_than_a_third_of_the_layers_do_not_hold()
 
 
 def test_too_few_layers_are_refused_after_one_prediction() -> None:
-    asked: list[LlamaShape] = []
+    asked: list[Shape] = []
 
-    def counted(shape: LlamaShape) -> Cost:
+    def counted(shape: Shape) -> Cost:
         asked.append(shape)
         return predict(shape)
 

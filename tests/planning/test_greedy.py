@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeprune.model.cuts import Cuts
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.planning.budget import violation
 from edgeprune.planning.grammar import parse_budget
 from edgeprune.planning.greedy import least_loss, make_plan
@@ -62,7 +62,7 @@ def test_a_budget_that_holds_already_cuts_nothing_and_scores_nothing() -> None:
     assert (table.scored, made.scored, made.loss, made.table) == (0, 0, None, None)
 
 
-def _least(text: str, table: Table, base: LlamaShape) -> float:
+def _least(text: str, table: Table, base: Shape) -> float:
     return least_loss(base, parse_budget(text), limits_of(text, base), predict, table)
 
 
@@ -190,7 +190,7 @@ SHARES = st.integers(1, 110)
 @settings(deadline=None, max_examples=150)
 @given(drawn=tables(least=-0.5), share=SHARES, ram=SHARES)
 def test_a_plan_holds_its_budget_or_nothing_does(
-    drawn: tuple[LlamaShape, LossTable], share: int, ram: int
+    drawn: tuple[Shape, LossTable], share: int, ram: int
 ) -> None:
     base, table = drawn
     text = f"10 tokens < {share}%, ram < {ram}%"
@@ -216,7 +216,7 @@ def test_a_plan_holds_its_budget_or_nothing_does(
 @settings(deadline=None, max_examples=150)
 @given(drawn=tables(), share=SHARES, ram=SHARES, more=st.integers(0, 20), spare=st.integers(0, 20))
 def test_a_looser_budget_never_loses_more(
-    drawn: tuple[LlamaShape, LossTable], share: int, ram: int, more: int, spare: int
+    drawn: tuple[Shape, LossTable], share: int, ram: int, more: int, spare: int
 ) -> None:
     base, table = drawn
     tight = plan_or_none(f"10 tokens < {share}%, ram < {ram}%", table, base)
@@ -229,7 +229,7 @@ def test_a_looser_budget_never_loses_more(
 @settings(deadline=None, max_examples=150)
 @given(drawn=tables(), share=SHARES, ram=SHARES)
 def test_where_losses_add_up_the_plan_is_the_exact_one(
-    drawn: tuple[LlamaShape, LossTable], share: int, ram: int
+    drawn: tuple[Shape, LossTable], share: int, ram: int
 ) -> None:
     base, table = drawn
     text = f"10 tokens < {share}%, ram < {ram}%"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 
 from edgeprune.model.cuts import Cuts
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.planning.loss_table import Estimate, LossTable, Scores
 from edgeprune.planning.moves import moves
 from tests.planning.worlds import WIDE, even_table, tables
@@ -16,7 +16,7 @@ from tests.planning.worlds import WIDE, even_table, tables
 
 @settings(deadline=None, max_examples=30)
 @given(drawn=tables(least=-0.5))
-def test_single_moves_teach_an_additive_table(drawn: tuple[LlamaShape, LossTable]) -> None:
+def test_single_moves_teach_an_additive_table(drawn: tuple[Shape, LossTable]) -> None:
     base, table = drawn
     estimate, cuts = Estimate(base, table.base_loss), Cuts()
     while options := moves(base, cuts):

@@ -9,7 +9,7 @@ import pytest
 
 from edgeprune.errors import InfeasibleError
 from edgeprune.model.cuts import Cuts
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.planning.budget import violation
 from edgeprune.planning.cost import CostModel
 from edgeprune.planning.demand import Demand
@@ -19,7 +19,7 @@ from edgeprune.planning.greedy import Plan
 from edgeprune.planning.recipes import Planner, follow, joint_plans, proportional_widths
 from edgeprune.planning.widths import served_components, served_hidden, served_widths
 
-BASE = LlamaShape(hidden_size=576, intermediate_size=1536, num_hidden_layers=12,
+BASE = Shape(hidden_size=576, intermediate_size=1536, num_hidden_layers=12,
                   num_attention_heads=9, num_key_value_heads=3, head_dim=64, vocab_size=4096)
 MODEL = CostModel(
     prices={"token_ms": {"token": 0.1, "layer": 0.1, "other MB": 1.0}, "ttft_ms": {"batch": 1.0},

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from edgeprune.model.cuts import Cuts
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.planning.budget import violation
 from edgeprune.planning.cost import Cost
 from edgeprune.planning.exact import solve_exact
@@ -85,7 +85,7 @@ def test_a_greedy_that_ends_in_a_dead_end_is_begun_again() -> None:
 
 
 def test_where_rounding_makes_every_single_move_worthless_the_plan_looks_further() -> None:
-    def stepped(shape: LlamaShape) -> Cost:
+    def stepped(shape: Shape) -> Cost:
         # a layer saves 13 of 114 ms, a KV group 16: nothing, where time passes in steps of 40
         token = 40 * math.ceil(predict(shape).token_ms / 40)
         return Cost(ttft_ms=token, token_ms=token, ram_bytes=1, file_bytes=1)

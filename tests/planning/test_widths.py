@@ -6,7 +6,7 @@ import pytest
 
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.quantization import tensor_bytes, tensor_types
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.planning.moves import Kind, describe_change, moves, moves_back, why_width
 from edgeprune.planning.widths import (
     Widths,
@@ -22,11 +22,11 @@ from edgeprune.planning.widths import (
 )
 from tests.planning.worlds import BLOCKS, FREE, WIDE
 
-SMOLLM2 = LlamaShape(hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
+SMOLLM2 = Shape(hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
                      num_attention_heads=9, num_key_value_heads=3, head_dim=64, vocab_size=512,
                      tie_word_embeddings=True)
 MHA = SMOLLM2.replace(num_key_value_heads=9, num_hidden_layers=9, intermediate_size=1100)
-LLAMA8B = LlamaShape(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
+LLAMA8B = Shape(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
                      num_attention_heads=32, num_key_value_heads=8, head_dim=128, vocab_size=512)
 LLAMA70B = LLAMA8B.replace(hidden_size=8192, intermediate_size=28672, num_hidden_layers=80,
                            num_attention_heads=64)
@@ -53,10 +53,10 @@ def test_heads_keep_the_rows_of_attn_output_as_good_as_they_were() -> None:
 @pytest.mark.parametrize("base", [SMOLLM2, MHA, BLOCKS, WIDE, LLAMA8B.replace(num_hidden_layers=2)],
                          ids=["smollm2", "mha", "blocks", "wide", "8b"])
 @pytest.mark.parametrize("quant", ["Q4_K_M", "Q6_K", "Q4_0"])
-def test_no_width_makes_a_type_fall_back_that_did_not(base: LlamaShape, quant: str) -> None:
+def test_no_width_makes_a_type_fall_back_that_did_not(base: Shape, quant: str) -> None:
     rank = {"Q4_0": 0, "Q4_K": 0, "Q6_K": 0, "Q5_0": 1, "Q8_0": 1, "F16": 2, "F32": 3}
 
-    def worst(shape: LlamaShape) -> dict[str, int]:
+    def worst(shape: Shape) -> dict[str, int]:
         found: dict[str, int] = {}
         for spec, kind in tensor_types(shape, quant):
             name = spec.name.split(".")[-2]
@@ -73,7 +73,7 @@ def test_no_width_makes_a_type_fall_back_that_did_not(base: LlamaShape, quant: s
 @pytest.mark.parametrize("base", [SMOLLM2.replace(num_hidden_layers=12), MHA, BLOCKS, WIDE],
                          ids=["smollm2", "mha", "blocks", "wide"])
 @pytest.mark.parametrize("quant", ["Q4_K_M", "Q8_0", "F16"])
-def test_a_file_shrinks_with_every_cut(base: LlamaShape, quant: str) -> None:
+def test_a_file_shrinks_with_every_cut(base: Shape, quant: str) -> None:
     # what feasibility and the search for the number of layers rest on
     sizes = {(layers, widths): tensor_bytes(shape_of(base, layers, widths), quant)
              for widths in served_widths(base) for layers in range(1, base.num_hidden_layers + 1)}
@@ -101,7 +101,7 @@ def test_every_served_width_lies_above_a_corner_and_no_corner_above_another() ->
 
 
 @pytest.mark.parametrize("base", [SMOLLM2, BLOCKS, WIDE, LLAMA8B.replace(num_hidden_layers=3)])
-def test_moves_reach_served_widths_only_and_can_be_taken_back(base: LlamaShape) -> None:
+def test_moves_reach_served_widths_only_and_can_be_taken_back(base: Shape) -> None:
     served = set(served_widths(base))
     for widths in served:
         cuts = widths.cuts(base, (1,))

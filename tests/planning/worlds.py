@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from edgeprune.errors import InfeasibleError
 from edgeprune.model.cuts import Cuts
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.planning.budget import Metric
 from edgeprune.planning.cost import Cost
 from edgeprune.planning.exact import Solution, solve_exact
@@ -18,7 +18,7 @@ from edgeprune.planning.loss_table import LossTable, Score
 from edgeprune.planning.widths import served_widths
 
 # attn_output rows of 80, no multiple of 32: any number of heads is as good as any other
-FREE = LlamaShape(hidden_size=80, intermediate_size=128, num_hidden_layers=8,
+FREE = Shape(hidden_size=80, intermediate_size=128, num_hidden_layers=8,
                   num_attention_heads=8, num_key_value_heads=4, head_dim=10, vocab_size=256)
 # rows of 512 = 2 K-quant blocks: 4 or 8 of the 8 heads, as (4, 1), (2, 2) or (4, 2)
 BLOCKS = FREE.replace(head_dim=64, intermediate_size=1280)
@@ -29,7 +29,7 @@ SINGLE = WIDE.replace(num_attention_heads=8, num_key_value_heads=8, num_hidden_l
 SHAPES = (WIDE, BLOCKS, SHORT, SINGLE)
 
 
-def predict(shape: LlamaShape) -> Cost:
+def predict(shape: Shape) -> Cost:
     """Cost time by query heads and FFN, RAM by KV groups and FFN; 10 ms and 5 MB for the head."""
     layers, ffn = shape.num_hidden_layers, 5 * shape.intermediate_size / 128
     token = 10 + layers * (ffn + shape.num_attention_heads)
@@ -37,23 +37,23 @@ def predict(shape: LlamaShape) -> Cost:
     return Cost(ttft_ms=token, token_ms=token, ram_bytes=ram * 1e6, file_bytes=token * 1e5)
 
 
-def limits_of(text: str, base: LlamaShape) -> dict[Metric, float]:
+def limits_of(text: str, base: Shape) -> dict[Metric, float]:
     budget = parse_budget(text)
     return budget.limits(budget.values(predict(base)))
 
 
-def plan(text: str, score: Score, base: LlamaShape = FREE) -> Plan:
+def plan(text: str, score: Score, base: Shape = FREE) -> Plan:
     return make_plan(base, parse_budget(text), limits_of(text, base), predict, score, {})
 
 
-def plan_or_none(text: str, score: Score, base: LlamaShape) -> Plan | None:
+def plan_or_none(text: str, score: Score, base: Shape) -> Plan | None:
     try:
         return plan(text, score, base)
     except InfeasibleError:
         return None
 
 
-def exact(text: str, table: LossTable, base: LlamaShape) -> Solution | None:
+def exact(text: str, table: LossTable, base: Shape) -> Solution | None:
     return solve_exact(base, parse_budget(text), limits_of(text, base), predict, table)
 
 
@@ -61,7 +61,7 @@ def loss_of(made: Plan, table: LossTable) -> float:
     return table.loss(made.cuts)
 
 
-def even_table(base: LlamaShape, layer: float = 1.0, width: float = 1.0) -> LossTable:
+def even_table(base: Shape, layer: float = 1.0, width: float = 1.0) -> LossTable:
     """Return losses that are the same for each layer, and for each width by what it removes."""
     removed = [widths.cuts(base) for widths in served_widths(base)]
     return LossTable(
@@ -73,7 +73,7 @@ def even_table(base: LlamaShape, layer: float = 1.0, width: float = 1.0) -> Loss
 
 
 @st.composite
-def tables(draw: st.DrawFn, least: float = 0.0) -> tuple[LlamaShape, LossTable]:
+def tables(draw: st.DrawFn, least: float = 0.0) -> tuple[Shape, LossTable]:
     """Draw a shape, and losses that grow with each width removed, a layer's from `least` on."""
     base = draw(st.sampled_from(SHAPES))
     cuts = [widths.cuts(base) for widths in served_widths(base)]
@@ -92,7 +92,7 @@ def tables(draw: st.DrawFn, least: float = 0.0) -> tuple[LlamaShape, LossTable]:
     )
 
 
-def all_cuts(base: LlamaShape) -> list[Cuts]:
+def all_cuts(base: Shape) -> list[Cuts]:
     """Return everything that may be cut, one by one; a third of the layers stays."""
     whole = base.num_hidden_layers
     subsets = [layers for n in range(whole + 1) if 3 * (whole - n) >= whole
@@ -100,7 +100,7 @@ def all_cuts(base: LlamaShape) -> list[Cuts]:
     return [widths.cuts(base, layers) for widths in served_widths(base) for layers in subsets]
 
 
-def keeps_a_third(base: LlamaShape, shape: LlamaShape) -> bool:
+def keeps_a_third(base: Shape, shape: Shape) -> bool:
     """Tell whether a third of the layers, the KV groups, the heads in each and the FFN is left."""
     return all(3 * left >= whole for left, whole in (
         (shape.num_hidden_layers, base.num_hidden_layers),

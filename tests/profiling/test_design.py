@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edgeprune.model.quantization import tensor_bytes
-from edgeprune.model.shape import LlamaShape, shape_of_config
+from edgeprune.model.shape import Shape, shape_of_config
 from edgeprune.profiling.design import MAX_FILE_BYTES, Pace, design, pace_of, reference_shape
 from edgeprune.profiling.profile import blocks_of
 from edgeprune.profiling.threads import candidates, choose
@@ -53,7 +53,7 @@ def test_a_large_model_is_measured_in_few_layers_of_its_own_width() -> None:
 
 def test_half_an_ffn_is_whole_blocks_where_there_are_any() -> None:
     def widths(width: int) -> set[int]:
-        shape: LlamaShape = SMOLLM2.replace(intermediate_size=width)
+        shape: Shape = SMOLLM2.replace(intermediate_size=width)
         return {p.shape.intermediate_size for p in design(shape, "Q4_K_M", PACE)}
 
     assert widths(1536) == {1536, 768}

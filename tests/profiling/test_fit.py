@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.planning.cost import METRICS, REPACKED, CostModel
 from edgeprune.profiling.design import Pace, design
 from edgeprune.profiling.fit import Point, fit_cost_model
@@ -20,7 +20,7 @@ PACE = Pace(32, 256, 32)
 
 
 def points_of(
-    model: CostModel, base: LlamaShape = SMOLLM2, others: Sequence[str] = ()
+    model: CostModel, base: Shape = SMOLLM2, others: Sequence[str] = ()
 ) -> list[Point]:
     """Return the points of a profile of a machine that costs what `model` says."""
     return [Point(p.shape, p.quant, p.workload.n_prompt, p.workload.n_new,

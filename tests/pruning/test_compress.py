@@ -12,7 +12,7 @@ from torch import Tensor
 from edgeprune.data.kinds import shipped_kinds
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import Cuts, Kept, kept_in_layer, kept_layers
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.pruning import forward
 from edgeprune.pruning.calibration import Corpus, calibration_corpus, tokens_by_kind
 from edgeprune.pruning.compress import n_whole, repaired_layers
@@ -39,7 +39,7 @@ def _kept(checkpoint: Checkpoint, cuts: Cuts, statistics: Path, method: Method) 
     return found
 
 
-def _all_of(shape: LlamaShape) -> Kept:
+def _all_of(shape: Shape) -> Kept:
     return Kept(kv_heads=tuple(range(shape.num_key_value_heads)),
                 query_heads=tuple(range(shape.num_attention_heads)),
                 ffn_channels=tuple(range(shape.intermediate_size)))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import LayerImportance
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.pruning import forward
 from edgeprune.pruning.criterion import Criterion, Method
 from edgeprune.pruning.elimination import elimination_order
@@ -37,7 +37,7 @@ class World:
 
     def __init__(self, directory: Path) -> None:
         self.checkpoint = Checkpoint(directory)
-        self.shape: LlamaShape = self.checkpoint.shape
+        self.shape: Shape = self.checkpoint.shape
         self.weights = forward.load_layer(self.checkpoint, LAYER)
         positions = forward.positions_of(self.shape, TOKENS.shape[1])
         x = forward.embed(self.checkpoint, TOKENS)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from edgeprune.model.cuts import Cuts
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.planning.budget import Metric
 from edgeprune.planning.cost import Cost
 from edgeprune.planning.grammar import parse_budget
@@ -35,7 +35,7 @@ from edgeprune.target.probe import facts_of
 from tests.target.test_measure import measurement
 from tests.target.test_probe import PI5, QEMU
 
-SHAPE = LlamaShape(hidden_size=64, intermediate_size=96, num_hidden_layers=4,
+SHAPE = Shape(hidden_size=64, intermediate_size=96, num_hidden_layers=4,
                    num_attention_heads=4, num_key_value_heads=2, head_dim=16, vocab_size=128)
 COST = Cost(ttft_ms=50, token_ms=10, ram_bytes=2**20, file_bytes=2**19)
 

@@ -10,7 +10,7 @@ import pytest
 
 from edgeprune.errors import InfeasibleError
 from edgeprune.model.cuts import Cuts
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.planning.budget import Metric
 from edgeprune.planning.cost import Cost, CostModel
 from edgeprune.planning.demand import Demand
@@ -82,7 +82,7 @@ class _Told:
 
     itself: dict[str, float]
     cuts: dict[str, float]
-    shape: LlamaShape = SMOLLM2
+    shape: Shape = SMOLLM2
     quant: str = "Q4_K_M"
 
     def quantization_loss(self, artifacts: _Told) -> float:

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeprune.errors import UsageError
-from edgeprune.model.shape import LlamaShape
+from edgeprune.model.shape import Shape
 from edgeprune.sparsity.recipe import check_rows, read_recipe, sparse_matrices
 
-SHAPE = LlamaShape(hidden_size=12, intermediate_size=20, num_hidden_layers=1,
+SHAPE = Shape(hidden_size=12, intermediate_size=20, num_hidden_layers=1,
                    num_attention_heads=3, num_key_value_heads=1, head_dim=4, vocab_size=8)
 
 
