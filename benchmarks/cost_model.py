@@ -100,9 +100,13 @@ def main() -> int:
 
 def _as_family(shape: Shape, family: str) -> Shape:
     """Return a shape of another family with the same numbers; every sixth layer sees all tokens."""
-    local = tuple(i for i in range(shape.num_hidden_layers) if (i + 1) % 6)
-    window = {"local_layers": local, "sliding_window": 512} if FAMILIES[family].local_layers else {}
-    return shape.replace(family=family, **window)
+    numbers, of = range(shape.num_hidden_layers), FAMILIES[family]
+    changes: dict[str, object] = {"family": family}
+    if of.local_layers:
+        changes |= {"local_layers": tuple(i for i in numbers if (i + 1) % 6), "sliding_window": 512}
+    if every := of.unrotated_every:
+        changes["unrotated_layers"] = tuple(i for i in numbers if (i + 1) % every == 0)
+    return shape.replace(**changes)
 
 
 @contextmanager

@@ -40,7 +40,7 @@ from edgeprune.model.shape import Shape
 
 DATA_FILE = "model.onnx.data"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.MatMul.weight"
-ROTARY = ("cos_cache", "sin_cache")
+ROTARY = ("cos_cache", "sin_cache")  # and what of a layer they are for: `_local`, `_global`
 CONTRIB = "com.microsoft"
 HEAD_GRAIN = 16  # of GroupQueryAttention with rotary embedding, on the CPU
 INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level: activations are rounded to int8
@@ -55,13 +55,9 @@ def graph_of(shape: Shape, quant: str) -> onnx.ModelProto:
         quant: One of `edgeprune.model.onnx_formats.ONNX_FORMATS`.
 
     Raises:
-        InputError: onnxruntime has no attention for heads of this size, or ONNX is not offered for
-            the family.
+        InputError: onnxruntime has no attention for heads of this size.
         EdgePruneError: The builder made something else than this model.
     """
-    if not shape.of.onnx:
-        raise InputError(f"{shape.family} models are not offered as ONNX", got=quant,
-                         remedy="take --format gguf")
     if shape.head_dim % HEAD_GRAIN:
         raise InputError(f"onnxruntime's attention takes a head_dim that is a multiple of "
                          f"{HEAD_GRAIN}", got=shape.head_dim, remedy="take --format gguf")
@@ -124,7 +120,17 @@ def _builder(family: str) -> Any:
             self.shape, self.config = shape, stock_config(shape)
             options = {"prune_lm_head": True, "shared_embeddings": False, "hf_token": "false",
                        "hf_remote": False}
+            # a config of transformers 5 has it among others
+            self.config.rope_local_base_freq = shape.rope_local_base_freq
             super().__init__(self.config, ir.DataType.FLOAT, ir.DataType.FLOAT, "cpu", "", options)
+            if shape.of.scales_embedding:
+                self.embed_attrs["scale"] = shape.embedding_scale  # the builder's is rounded
+            if not shape.sliding_window:
+                self.window_size = -1
+
+        def is_local(self, layer_id: int) -> bool:
+            # the builder takes one period of layers, which cuts break
+            return layer_id in self.shape.local_layers
 
         def load_weights(self, input_path: str) -> torch.nn.Module:  # noqa: ARG002
             model = weightless_model(self.shape)

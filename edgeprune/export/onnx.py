@@ -83,7 +83,7 @@ def _write(
     file: IO[bytes], checkpoint: Checkpoint, weight: str, where: dict[str, int], quant: str
 ) -> None:
     """Write one weight to its place in the file."""
-    if weight in ROTARY:
+    if weight.startswith(ROTARY):
         file.seek(where[weight])
         file.write(rotary_cache(checkpoint.shape, weight).tobytes())
         return
@@ -115,6 +115,8 @@ def _rows(checkpoint: Checkpoint, weight: str) -> Iterator[Floats]:
         for start in range(0, len(tensor), step):
             rows = tensor[start : start + step].float().numpy()
             check_finite(rows, name)
+            if tensors.is_norm(name):
+                rows = rows + np.float32(checkpoint.shape.of.norm_offset)
             yield rows
 
 
@@ -180,6 +182,7 @@ def quantized_by_row(rows: Floats) -> tuple[NDArray[np.int8], Floats]:
 def rotary_cache(shape: Shape, name: str) -> Floats:
     """Return the cosines or sines of all positions, `(max_position_embeddings, head_dim / 2)`."""
     positions = np.arange(shape.max_position_embeddings, dtype=np.float32)
-    angles = np.outer(positions, np.array(inverse_frequencies(shape), dtype=np.float32))
-    found: Floats = (np.cos if name == ROTARY[0] else np.sin)(angles)
+    frequencies = inverse_frequencies(shape, local=name.endswith("_local"))
+    angles = np.outer(positions, np.array(frequencies, dtype=np.float32))
+    found: Floats = (np.cos if name.startswith(ROTARY[0]) else np.sin)(angles)
     return found

@@ -60,7 +60,8 @@ def tensor_bytes(shape: Shape, quant: str) -> int:
 def outer_bytes(shape: Shape, quant: str) -> int:
     """Return the bytes of what is in no layer: embedding, rotary caches, last norm, output head."""
     hidden, vocabulary = shape.hidden_size, shape.vocab_size
-    caches = 2 * [4 * shape.max_position_embeddings * shape.head_dim // 2]
+    kinds = 2 if shape.of.local_layers else 1  # of rotary embeddings
+    caches = 2 * kinds * [4 * shape.max_position_embeddings * shape.head_dim // 2]
     sizes = [*caches, 4 * hidden, *_sizes(vocabulary, hidden, quant)]
     if not is_tied(shape, quant):
         blocks = _blocks(vocabulary, hidden, BITS[quant])
@@ -92,7 +93,7 @@ def products(shape: Shape) -> list[tuple[int, int, bool]]:
 
 
 def _layer_sizes(shape: Shape, quant: str) -> Iterator[int]:
-    yield from 2 * [4 * shape.hidden_size]  # norms
+    yield from (4 if shape.of.norms_after else 2) * [4 * shape.hidden_size]  # norms
     yield from 2 * [4 * shape.head_dim] if shape.of.head_norms else []
     for n, k, is_biased in products(shape):
         yield from [4 * n] if is_biased else []

@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM
 
 from edgeprune.errors import InputError, UsageError
 from edgeprune.export.gguf import export_gguf
-from edgeprune.export.graph import graph_of
 from edgeprune.export.onnx import export_onnx
 from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.cuts import Cuts, Kept
@@ -102,7 +101,8 @@ def test_logits_are_those_of_transformers_after_every_cut(
         export_gguf(pruned, None, file, quant="F32", name="pruned")
         with GgufModel(file, exact=True) as opened:
             _close(opened.logits(TOKENS), expected)
-    if shape.of.onnx and (cut in {"nothing", "groups"} or family_layers):
+    if (cut in {"nothing", "groups"} or family_layers or
+            (cut == "layers" and shape.of.local_layers)):
         export_onnx(pruned, None, tmp_path / "onnx", quant="onnx:fp32")
         with OnnxModel(tmp_path / "onnx") as graph:
             _close(graph.logits(TOKENS), expected)
@@ -205,8 +205,6 @@ def test_what_the_equations_of_gemma_do_not_allow_is_refused_by_name(
     with pytest.raises(UsageError, match=said):
         check_strategy(strategy_of(strategy), shape)
     assert served_components(shape.replace(hidden_size=2048)) == (0,)
-    with pytest.raises(InputError, match="gemma3_text models are not offered as ONNX"):
-        graph_of(shape, "onnx:fp32")
 
 
 def test_layers_that_a_file_cannot_tell_apart_all_stay(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ class Family:
         model_type: Its name in `config.json`.
         architecture: transformers' class for it.
         gguf: llama.cpp's name of the architecture.
-        onnx: onnxruntime-genai's class that builds its graph; empty where ONNX is not offered.
+        onnx: onnxruntime-genai's class that builds its graph.
         described: Models of it, for people.
         computes_as: Another family, whose models it can hold: those are handled as that family's.
         defaults: What transformers takes for entries that a config leaves out, where that is not

@@ -9,7 +9,7 @@ from __future__ import annotations
 from edgeprune.model.families.family import Family
 
 GEMMA3 = Family(
-    model_type="gemma3_text", architecture="Gemma3ForCausalLM", gguf="gemma3", onnx="",
+    model_type="gemma3_text", architecture="Gemma3ForCausalLM", gguf="gemma3", onnx="Gemma3Model",
     described="Gemma 3 270M and 1B",
     defaults={"num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 131072,
               "rope_theta": 1e6, "sliding_window": 4096, "tie_word_embeddings": True},
