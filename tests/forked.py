@@ -114,5 +114,5 @@ def _command(
 def _inherited() -> list[object]:
     """Return what this process hands on: environment variables and the size that files may have."""
     return [{name: value for name, value in os.environ.items()
-             if not name.startswith(("EDGEPRUNE_", "PYTEST_", "COV_"))},
+             if name not in ASKED and not name.startswith(("EDGEPRUNE_", "PYTEST_", "COV_"))},
             resource.getrlimit(resource.RLIMIT_FSIZE)]
