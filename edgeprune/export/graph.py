@@ -19,7 +19,7 @@ import io
 import math
 from collections.abc import Iterator
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 from onnx import TensorProto, helper
@@ -37,6 +37,9 @@ from edgeprune.model.onnx_formats import (
     products,
 )
 from edgeprune.model.shape import Shape
+
+if TYPE_CHECKING:
+    import torch
 
 DATA_FILE = "model.onnx.data"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.MatMul.weight"
@@ -110,7 +113,6 @@ def _float_graph(shape: Shape) -> onnx.ModelProto:
 def _builder(family: str) -> Any:
     """Return the builder's class for a family, made to work without weights."""
     import onnx_ir as ir  # noqa: PLC0415
-    import torch  # noqa: PLC0415
     from onnxruntime_genai.models import builders  # noqa: PLC0415
 
     from edgeprune.model.stock import stock_config, weightless_model  # noqa: PLC0415
@@ -128,23 +130,36 @@ def _builder(family: str) -> Any:
             if not shape.sliding_window:
                 self.window_size = -1
 
+        def make_attention(self, layer_id: int, *arguments: Any, **more: Any) -> None:
+            # genai's own builder for SmolLM3 (0.13) rotates these layers, too, by other nodes
+            before = {name: self.attention_attrs[name] for name in ("rope", "use_rope_in_attn")}
+            if layer_id in self.shape.unrotated_layers:
+                self.attention_attrs.update(dict.fromkeys(before, False))
+            super().make_attention(layer_id, *arguments, **more)
+            self.attention_attrs.update(before)
+
         def is_local(self, layer_id: int) -> bool:
             # the builder takes one period of layers, which cuts break
             return layer_id in self.shape.local_layers
 
         def load_weights(self, input_path: str) -> torch.nn.Module:  # noqa: ARG002
-            model = weightless_model(self.shape)
-            for module in model.modules():
-                if isinstance(bias := getattr(module, "bias", None), torch.nn.Parameter):
-                    module.bias = torch.nn.Parameter(torch.ones_like(bias, device="cpu"))
-                    # the builder leaves zeros out
-            return model
+            return _with_biases(weightless_model(self.shape))
 
         def has_lm_head(self, module: torch.nn.Module) -> bool:
             # the builder takes any projection with as many rows as the vocabulary for it
             return module is self.weights.lm_head
 
     return Weightless
+
+
+def _with_biases(model: torch.nn.Module) -> torch.nn.Module:
+    """Give a model biases of ones: the builder leaves zeros out."""
+    import torch  # noqa: PLC0415
+
+    for module in model.modules():
+        if isinstance(bias := getattr(module, "bias", None), torch.nn.Parameter):
+            module.bias = torch.nn.Parameter(torch.ones_like(bias, device="cpu"))
+    return model
 
 
 def _products(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

@@ -312,8 +312,9 @@ def config_of_shape(shape: Shape, base: Mapping[str, Any]) -> dict[str, Any]:
                "sliding_window", "layer_types", "max_window_layers", "auto_map",
                "_sliding_window_pattern", "sliding_window_pattern"}
     kept = {key: value for key, value in base.items() if key not in dropped}
-    return {**kept, "model_type": family.model_type, "architectures": [family.architecture],
-            **entries, **family.entries}
+    # transformers' own default is a token of one vocabulary, and may be outside of this one
+    return {"pad_token_id": None, **kept, "model_type": family.model_type,
+            "architectures": [family.architecture], **entries, **family.entries}
 
 
 def _written_as(shape: Shape, base: Mapping[str, Any]) -> Family:

@@ -45,7 +45,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
     "gemma3_text": {"sliding_window": 4, "rope_theta": 1e6, "query_pre_attn_scalar": 16,
                     "layer_types": ["sliding_attention", "full_attention", "sliding_attention",
                                     "sliding_attention"]},
-    "smollm3": {"rope_theta": 1e4},  # of tiny models' six tokens, each turns visibly
+    "smollm3": {"rope_theta": 1e4, "pad_token_id": None},
 }
 CUTS = {"nothing": Cuts(), "layers": Cuts(layers=(1, 2)), "ffn": Cuts(ffn_channels=32),
         "query heads": Cuts(query_heads=1), "groups": Cuts(kv_groups=1)}
@@ -208,7 +208,8 @@ def test_what_the_equations_of_gemma_do_not_allow_is_refused_by_name(
 
 
 def test_layers_that_a_file_cannot_tell_apart_all_stay(tmp_path: Path) -> None:
-    shape = Checkpoint(make_tiny(tmp_path / "m", family="smollm3")).shape
+    shape = Checkpoint(make_tiny(tmp_path / "m", family="smollm3", intermediate_size=512,
+                                 **ENTRIES["smollm3"])).shape
     assert shape.unrotated_layers == (3,)
     assert {move.kind for move in moves(shape, Cuts())} == {*Kind} - {Kind.LAYER}
     assert {left.num_hidden_layers for left in smallest_shapes(shape)} == {4}

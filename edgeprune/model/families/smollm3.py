@@ -8,7 +8,7 @@ from __future__ import annotations
 from edgeprune.model.families.family import Family
 
 SMOLLM3 = Family(
-    model_type="smollm3", architecture="SmolLM3ForCausalLM", gguf="smollm3", onnx="SmolLM3Model",
+    model_type="smollm3", architecture="SmolLM3ForCausalLM", gguf="smollm3", onnx="LlamaModel",
     described="SmolLM3",
     defaults={"num_key_value_heads": 4, "max_position_embeddings": 32768, "rope_theta": 2e6,
               "tie_word_embeddings": True},
