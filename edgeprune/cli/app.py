@@ -13,6 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated
 
 import typer
@@ -65,8 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # torch's threads wait for each other asleep, so that other processes have the CPU
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        app(args=[_at_home(word) for word in (sys.argv[1:] if argv is None else argv)],
-            prog_name="edgeprune")
+        words = [_at_home(word) for word in (sys.argv[1:] if argv is None else argv)]
+        _refuse_empty(words)
+        app(args=words, prog_name="edgeprune")
     except EdgePruneError as error:
         # what a device said may be in it: nothing that a terminal obeys
         said = "".join(char if char.isprintable() else "?" for char in str(error))
@@ -95,6 +97,19 @@ def _at_home(word: str) -> str:
     if option.startswith("--") and value.startswith("~"):
         return f"{option}{equals}{users_path(value)}"
     return str(users_path(word)) if word.startswith("~") else word
+
+
+def _refuse_empty(words: Sequence[str]) -> None:
+    """Refuse a word of the command line without a letter: as a path it would be the directory here.
+
+    Raises:
+        UsageError: There is one.
+    """
+    for before, word in pairwise(["edgeprune", *words]):
+        if not word.strip() or (word.startswith("--") and word.endswith("=")):
+            raise UsageError(f"an empty argument after {before}" if not word.strip()
+                             else f"nothing given for {word[:-1]}", got="''",
+                             remedy="leave it out, or look whether a variable of the shell is set")
 
 
 def _interrupted() -> int:
