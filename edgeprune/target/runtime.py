@@ -152,6 +152,7 @@ def _fetched(
             argv += ["--platform", f"manylinux_2_{floor}_{facts.architecture}"]
         done = subprocess.run([*argv, *packages], capture_output=True, text=True, check=False)
         if done.returncode:
+            shutil.rmtree(work)
             raise DeviceError(
                 f"{first} cannot be had for Python {minor} on {facts.architecture}",
                 got=done.stderr.strip().splitlines()[-1:], remedy="is there a network here? else "
@@ -179,11 +180,8 @@ def _kept(name: str, notify: Notify, make: Callable[[Path], None]) -> Path:
         work = directory.with_name(f"{name}.part")
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-        try:
-            make(work)
-            return _pack(work, directory)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+        make(work)
+        return _pack(work, directory)
 
 
 def _is_run(name: str) -> bool:
@@ -266,7 +264,7 @@ def _place(module: str) -> Path:
 
 
 def _pack(work: Path, directory: Path) -> Path:
-    """Zip what lies in `work/site`; the zip is named by its content."""
+    """Zip what lies in `work/site`; the zip is named by its content, `work` is deleted."""
     site, packed_site = work / "site", work / "runtime.zip"
     with zipfile.ZipFile(packed_site, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in sorted(path for path in site.rglob("*") if path.is_file()):
@@ -276,4 +274,5 @@ def _pack(work: Path, directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     final = directory / f"{file_digest(packed_site)[:16]}.zip"
     packed_site.replace(final)
+    shutil.rmtree(work)
     return final
