@@ -8,6 +8,7 @@ Binary x_l says that layer l is dropped, binary z_kw that k layers are dropped a
     minimise    sum_l loss_l x_l + sum_kw loss_w z_kw
     subject to  sum_kw z_kw = 1,   sum_l x_l = sum_kw k z_kw,   z_kw = 0 where (k, w) costs too much
 
+Layers that go together (`edgeprune.planning.widths.layer_blocks`) have one x, which counts as many.
 Costs need not be linear so: they are looked up for each (k, w). As one z is 1, the limits only
 exclude some. Of the rest, each k keeps its widths of the least loss: another one with the same k
 could be exchanged for it. scipy is loaded by the call, not by the import.
@@ -25,7 +26,7 @@ from edgeprune.model.shape import Shape
 from edgeprune.planning.budget import Budget, Metric
 from edgeprune.planning.goals import MARGIN, Goals, Predict
 from edgeprune.planning.loss_table import FIELDS, LossTable
-from edgeprune.planning.widths import Widths, fewest_layers, served_widths
+from edgeprune.planning.widths import Widths, fewest_layers, layer_blocks, served_widths
 
 TOLERANCE = 1e-9  # nats
 
@@ -65,15 +66,16 @@ def solve_exact(
     choices = _choices(base, Goals(base, budget, limits, predict, margin), table)
     if not choices:
         return None
-    layers = sorted(table.layers)
+    blocks = [block for block in layer_blocks(base) if table.layers.keys() >= set(block)]
     from scipy import optimize, sparse  # noqa: PLC0415 - planning must not load it
 
     counts = sorted(choices)
-    losses = np.array([table.layers[i] for i in layers] + [choices[k].loss for k in counts])
+    losses = np.array([sum(table.layers[i] for i in block) for block in blocks]
+                      + [choices[k].loss for k in counts])
     # HiGHS takes solutions within 1e-6 for equal: make that a ten-billionth of the largest loss
     losses *= 1e4 / (np.abs(losses).max() or 1.0)
-    one_choice = [0.0] * len(layers) + [1.0] * len(counts)
-    right_count = [1.0] * len(layers) + [-float(k) for k in counts]
+    one_choice = [0.0] * len(blocks) + [1.0] * len(counts)
+    right_count = [float(len(block)) for block in blocks] + [-float(k) for k in counts]
     found = optimize.milp(
         c=losses,
         constraints=optimize.LinearConstraint(
@@ -85,7 +87,7 @@ def solve_exact(
     if found.x is None:
         return None  # more layers must go than the table lists
     chosen = [bool(x) for x in np.round(found.x)]
-    dropped = tuple(i for i, x in zip(layers, chosen, strict=False) if x)
+    dropped = tuple(i for block, x in zip(blocks, chosen, strict=False) if x for i in block)
     cuts = choices[len(dropped)].widths.cuts(base, dropped)
     return Solution(cuts, table.loss(cuts))
 

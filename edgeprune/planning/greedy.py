@@ -30,6 +30,7 @@ from edgeprune.planning.goals import MARGIN, Goals, Predict
 from edgeprune.planning.loss_table import Estimate, LossTable, Score, Scores
 from edgeprune.planning.moves import Kind, Move, moves, why_width
 from edgeprune.planning.refine import State, refine
+from edgeprune.planning.widths import layer_blocks
 from edgeprune.records import Record
 
 BATCH = 4  # candidates scored together: they share the layers before their first difference
@@ -170,8 +171,8 @@ def make_plan(  # noqa: PLR0913 - a `Demand` in parts: costs need not come from 
         "steps": steps, "refined": changes, "finalists": finalists, "base_loss": base_loss,
         "loss": end.loss, "cuts": end.cuts, "shape": end.cuts.shape(base),
         "cost": aim.cost(end.cuts), "scored": len(scores.seen), "table": estimate.table(),
-        "protected": {i: scores.seen[Cuts(layers=(i,))] - base_loss
-                      for i in sorted(estimate.protected)},
+        "protected": {i: scores.seen[Cuts(layers=block)] - base_loss
+                      for block in layer_blocks(base) for i in block if i in estimate.protected},
     })
 
 

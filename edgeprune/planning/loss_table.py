@@ -15,7 +15,7 @@ from statistics import median
 
 from edgeprune.model.cuts import Cuts
 from edgeprune.model.shape import Shape
-from edgeprune.planning.widths import fewest_layers, served_ffn, served_heads
+from edgeprune.planning.widths import fewest_layers, layer_blocks, served_ffn, served_heads
 from edgeprune.records import Record
 
 Score = Callable[[Sequence[Cuts]], Sequence[float]]
@@ -95,7 +95,9 @@ class Estimate:
         self._base_loss = base_loss
         self.layers: dict[int, float] = {}
         self.protected: frozenset[int] = frozenset()
-        self._most_protected = fewest_layers(base)
+        blocks = layer_blocks(base)
+        self._most_protected = (
+            sum(map(len, blocks)) - (base.num_hidden_layers - fewest_layers(base)))
         pairs = served_heads(base)
         removed = {
             "kv_groups": {base.num_key_value_heads - g for g, _ in pairs},
@@ -110,7 +112,8 @@ class Estimate:
 
         What a model needs to work at all (the first layers of a Llama) is not to go because its
         loss is lost among those of other cuts. They are the worst layers, and at most as many as
-        stay in any plan: where losses add up, the best plan is one without them.
+        stay in any plan: where losses add up, the best plan is one without them. Layers that go
+        together share their loss.
         """
         if self.layers:
             bound = max(CATASTROPHE, OUTLIER * median(self.layers.values()))

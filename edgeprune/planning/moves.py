@@ -20,6 +20,7 @@ from edgeprune.planning.widths import (
     fewest_layers,
     ffn_reason,
     heads_reason,
+    layer_blocks,
     served_ffn,
     served_heads,
     widths_of,
@@ -41,8 +42,9 @@ class Move(Record):
 
     Attributes:
         kind: What is removed.
-        layer: The layer that goes, by its original number.
-        count: KV groups that go from every layer, or query heads from every group.
+        layer: The layer that goes, by its original number, or the first of several.
+        count: Layers that go, one after another; KV groups that go from every layer; query heads
+            that go from every group.
         channels: FFN channels that go from every layer.
     """
 
@@ -67,15 +69,18 @@ class Move(Record):
         if self.kind is Kind.FFN:
             return cuts.model_copy(update={
                 "ffn_channels": cuts.ffn_channels + sign * self.channels})
-        layers = {*cuts.layers, int(self.layer or 0)}
-        if sign < 0:
-            layers.discard(int(self.layer or 0))
+        mine = set(self._layers)
+        layers = {*cuts.layers} | mine if sign > 0 else {*cuts.layers} - mine
         return cuts.model_copy(update={"layers": tuple(sorted(layers))})
+
+    @property
+    def _layers(self) -> range:
+        return range(self.layer or 0, (self.layer or 0) + self.count)
 
     def describe(self) -> str:
         """Return the move in words."""
         return {
-            Kind.LAYER: f"drop layer {self.layer}",
+            Kind.LAYER: " ".join(("drop", *_layers(self._layers))),
             Kind.KV_GROUP: f"drop {_counted(self.count, 'KV group')} from every layer",
             Kind.QUERY_HEAD: f"drop {_counted(self.count, 'query head')} from every KV group",
             Kind.FFN: f"narrow every FFN by {self.channels} channels",
@@ -87,10 +92,10 @@ def moves(
 ) -> list[Move]:
     """Return every move that leaves enough layers, the protected ones too, and served widths."""
     left = widths_of(base, cuts)
-    found = []
-    if base.num_hidden_layers - len(cuts.layers) > fewest_layers(base):
-        found += [Move(kind=Kind.LAYER, layer=i) for i in range(base.num_hidden_layers)
-                  if i not in cuts.layers and i not in protected]
+    spare = base.num_hidden_layers - len(cuts.layers) - fewest_layers(base)
+    found = [Move(kind=Kind.LAYER, layer=block[0], count=len(block))
+             for block in layer_blocks(base)
+             if len(block) <= spare and not any(i in cuts.layers or i in protected for i in block)]
     pairs = served_heads(base)
     if fewer := [g for g, q in pairs if q == left.queries and g < left.groups]:
         found.append(Move(kind=Kind.KV_GROUP, count=left.groups - max(fewer)))
@@ -104,7 +109,8 @@ def moves(
 def moves_back(base: Shape, cuts: Cuts) -> list[Move]:
     """Return every move that can be taken back from `cuts` with `Move.before`."""
     left = widths_of(base, cuts)
-    found = [Move(kind=Kind.LAYER, layer=i) for i in cuts.layers]
+    found = [Move(kind=Kind.LAYER, layer=block[0], count=len(block))
+             for block in layer_blocks(base) if set(block) <= set(cuts.layers)]
     pairs = served_heads(base)
     if more := [g for g, q in pairs if q == left.queries and g > left.groups]:
         found.append(Move(kind=Kind.KV_GROUP, count=min(more) - left.groups))
@@ -131,8 +137,8 @@ def describe_change(old: Cuts, new: Cuts) -> str:
     For example `swap: layer 12 back, layer 25 dropped`; `undo` where something only comes back,
     `cut` where something only goes.
     """
-    back = _layers(set(old.layers) - set(new.layers), "back")
-    gone = _layers(set(new.layers) - set(old.layers), "dropped")
+    back = [f"{some} back" for some in _layers(set(old.layers) - set(new.layers))]
+    gone = [f"{some} dropped" for some in _layers(set(new.layers) - set(old.layers))]
     for name, thing, where in (("kv_groups", "KV group", "in every layer"),
                                ("query_heads", "query head", "in every KV group"),
                                ("ffn_channels", "FFN channel", "in every layer"),
@@ -147,11 +153,12 @@ def describe_change(old: Cuts, new: Cuts) -> str:
     return f"{verb}: {', '.join([*back, *gone])}"
 
 
-def _layers(numbers: Iterable[int], fate: str) -> list[str]:
+def _layers(numbers: Iterable[int]) -> list[str]:
+    """Name layers: nothing for none."""
     ordered = sorted(numbers)
     if not ordered:
         return []
-    return [f"layer{'s' if len(ordered) > 1 else ''} {' '.join(map(str, ordered))} {fate}"]
+    return [f"layer{'s' if len(ordered) > 1 else ''} {' '.join(map(str, ordered))}"]
 
 
 def _counted(count: int, thing: str) -> str:

@@ -45,7 +45,7 @@ class Planner(StrEnum):
     HIDDEN = "hidden channels"
 
 
-LAYERS_ONLY = {Planner.GREEDY_LAYERS, Planner.INFLUENCE, Planner.SPAN, Planner.MIDDLE}
+ANY_LAYERS = {Planner.INFLUENCE, Planner.SPAN, Planner.MIDDLE}
 
 
 def follow(

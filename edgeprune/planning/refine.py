@@ -24,7 +24,7 @@ from edgeprune.model.cuts import Cuts
 from edgeprune.planning.goals import Goals
 from edgeprune.planning.loss_table import FIELDS, Estimate, Scores
 from edgeprune.planning.moves import describe_change, moves, moves_back, why_width
-from edgeprune.planning.widths import fewest_layers, served_widths, widths_of
+from edgeprune.planning.widths import fewest_layers, layer_blocks, served_widths, widths_of
 
 # A real score takes about a second. A batch shares the layers before its first difference, and all
 # passes together score at most about as much as the greedy before them.
@@ -185,8 +185,12 @@ class _Search:
         base, estimate = self._aim.base, self._estimate
         count = base.num_hidden_layers
         # a layer that was never scored comes last
-        cheapest = sorted(set(range(count)) - estimate.protected, key=lambda i: (
-            i not in estimate.layers, estimate.layers.get(i, 0.0)))
+        blocks = sorted(
+            (block for block in layer_blocks(base) if estimate.protected.isdisjoint(block)),
+            key=lambda block: (not estimate.layers.keys() >= set(block),
+                               sum(estimate.layers.get(i, 0.0) for i in block)))
+        cheapest = [i for block in blocks for i in block]
+        whole = list(accumulate(map(len, blocks), initial=0))  # so many can go
         lost = list(accumulate((estimate.layers.get(i, 0.0) for i in cheapest), initial=0.0))
         droppable = count - fewest_layers(base)
         harmful = min(sum(loss < 0 for loss in estimate.layers.values()), droppable)
@@ -199,8 +203,8 @@ class _Search:
             # from `harmful` on `lost` grows: the most layers that may go without losing too much
             most = harmful + bisect_left(lost[harmful : droppable + 1], bound - loss) - 1
             capacity = self._aim.capacity(widths, count - max(most, harmful))
-            dropped = max(count - capacity, harmful)
-            if capacity and loss + lost[dropped] < bound:
+            dropped = next((n for n in whole if n >= max(count - capacity, harmful)), count)
+            if capacity and dropped <= droppable and loss + lost[dropped] < bound:
                 cuts = widths.cuts(base, tuple(sorted(cheapest[:dropped])))
                 found.append(_Jump(loss + lost[dropped], order, cuts))
         return sorted(jump for jump in found if jump.cuts not in self._scores.seen)

@@ -116,14 +116,27 @@ def least_of(number: int) -> int:
     return -(-number // KEEP)
 
 
+def layer_blocks(base: Shape) -> tuple[tuple[int, ...], ...]:
+    """Return which layers go together.
+
+    Each for itself; but where a GGUF file tells kinds of layers apart by their number alone, as
+    many as one period has, so that those behind them stay of their kind.
+    """
+    size, count = base.of.unrotated_every or 1, base.num_hidden_layers
+    return tuple(tuple(range(first, first + size)) for first in range(0, count - size + 1, size))
+
+
 def fewest_layers(base: Shape) -> int:
-    """Return how many layers stay at least: all, where a GGUF file cannot tell them apart."""
-    return base.num_hidden_layers if base.of.unrotated_every else least_of(base.num_hidden_layers)
+    """Return how many layers stay at least."""
+    size, count = base.of.unrotated_every or 1, base.num_hidden_layers
+    return count - (count - least_of(count)) // size * size
 
 
 def shape_of(base: Shape, layers: int, widths: Widths) -> Shape:
-    """Return the shape of `layers` layers of these widths."""
-    return base.replace(num_hidden_layers=layers, num_key_value_heads=widths.groups,
+    """Return the shape of `layers` layers of these widths: of their kinds those of the first."""
+    kinds = {name: tuple(i for i in getattr(base, name) if i < layers)
+             for name in ("local_layers", "unrotated_layers")}
+    return base.replace(num_hidden_layers=layers, **kinds, num_key_value_heads=widths.groups,
                         num_attention_heads=widths.groups * widths.queries,
                         intermediate_size=widths.ffn,
                         hidden_size=base.hidden_size - widths.hidden)

@@ -13,7 +13,7 @@ from enum import StrEnum
 
 from edgeprune.errors import UsageError
 from edgeprune.model.shape import Shape
-from edgeprune.planning.recipes import LAYERS_ONLY, Planner
+from edgeprune.planning.recipes import ANY_LAYERS, Planner
 from edgeprune.pruning.criterion import Criterion, Method
 from edgeprune.records import Record
 
@@ -119,8 +119,8 @@ def check_strategy(strategy: Strategy, shape: Shape) -> None:
     elif strategy.planner is Planner.HIDDEN and shape.of.scales_embedding:
         why = (f"strategy {strategy.name} cuts hidden channels, but the scale of a {kind} model's "
                "embeddings follows hidden_size")
-    elif strategy.planner in LAYERS_ONLY and shape.of.unrotated_every:
-        why = (f"strategy {strategy.name} drops layers, which all stay in a {kind} model: "
+    elif strategy.planner in ANY_LAYERS and shape.of.unrotated_every:
+        why = (f"strategy {strategy.name} drops any layers, but a {kind} model loses fours: "
                "llama.cpp knows those without a rotary embedding by their number")
     if why is not None:
         raise UsageError(why, got=strategy.name, remedy="take another --strategy")

@@ -22,7 +22,7 @@ from edgeprune.model.onnx import OnnxModel
 from edgeprune.model.shape import shape_of_config, takes_heads
 from edgeprune.model.source import resolve_model
 from edgeprune.model.tensors import tensor_specs
-from edgeprune.planning.moves import Kind, moves
+from edgeprune.planning.moves import Kind, moves, moves_back
 from edgeprune.planning.widths import served_components, served_heads, smallest_shapes
 from edgeprune.pruning.components import principal_components
 from edgeprune.pruning.compress import repaired_layers
@@ -207,17 +207,27 @@ def test_what_the_equations_of_gemma_do_not_allow_is_refused_by_name(
     assert served_components(shape.replace(hidden_size=2048)) == (0,)
 
 
-def test_layers_that_a_file_cannot_tell_apart_all_stay(tmp_path: Path) -> None:
-    shape = Checkpoint(make_tiny(tmp_path / "m", family="smollm3", intermediate_size=512,
-                                 **ENTRIES["smollm3"])).shape
-    assert shape.unrotated_layers == (3,)
-    assert {move.kind for move in moves(shape, Cuts())} == {*Kind} - {Kind.LAYER}
-    assert {left.num_hidden_layers for left in smallest_shapes(shape)} == {4}
-    for name in ("uniform", "shortgpt", "sleb", "replaceme"):
-        with pytest.raises(UsageError, match="which all stay in a smollm3 model"):
-            check_strategy(strategy_of(name), shape)
-    for name in ("edgeprune", "llm-pruner", "llm-pruner-channel"):
-        check_strategy(strategy_of(name), shape)
+def test_layers_that_a_file_tells_apart_by_number_go_in_fours(tmp_path: Path) -> None:
+    model = make_tiny(tmp_path / "m", family="smollm3", num_hidden_layers=9, **ENTRIES["smollm3"])
+    checkpoint = Checkpoint(model)
+    assert checkpoint.shape.unrotated_layers == (3, 7)
+    layers = [move for move in moves(checkpoint.shape, Cuts()) if move.kind is Kind.LAYER]
+    assert [move.describe() for move in layers] == ["drop layers 0 1 2 3", "drop layers 4 5 6 7"]
+    first, second = (move.after(Cuts()) for move in layers)
+    assert layers[1] in moves_back(checkpoint.shape, second)
+    assert layers[1].before(second) == Cuts()
+    assert not [move for move in moves(checkpoint.shape, first) if move.kind is Kind.LAYER]
+    assert {left.num_hidden_layers for left in smallest_shapes(checkpoint.shape)} == {5}
+    prune(checkpoint, second, {}, tmp_path / "pruned")
+    pruned = Checkpoint(tmp_path / "pruned")
+    export_gguf(pruned, None, tmp_path / "pruned.gguf", quant="F32", name="pruned")
+    with GgufModel(tmp_path / "pruned.gguf", exact=True) as opened:
+        _close(opened.logits(TOKENS), hf_logits(pruned.path, TOKENS))
+    for name in ("uniform", "shortgpt", "replaceme"):
+        with pytest.raises(UsageError, match="but a smollm3 model loses fours"):
+            check_strategy(strategy_of(name), checkpoint.shape)
+    for name in ("edgeprune", "sleb", "llm-pruner", "llm-pruner-channel"):
+        check_strategy(strategy_of(name), checkpoint.shape)
 
 
 @pytest.mark.parametrize(("family", "entries", "said"), [

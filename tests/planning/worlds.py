@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import chain, combinations
 
 from hypothesis import strategies as st
 
@@ -26,7 +26,9 @@ BLOCKS = FREE.replace(head_dim=64, intermediate_size=1280)
 WIDE = FREE.replace(num_attention_heads=10, num_key_value_heads=5, intermediate_size=1356)
 SHORT = BLOCKS.replace(num_hidden_layers=5)
 SINGLE = WIDE.replace(num_attention_heads=8, num_key_value_heads=8, num_hidden_layers=6)
-SHAPES = (WIDE, BLOCKS, SHORT, SINGLE)
+# layers 0 to 3, 4 to 7 and 8 to 11 go together, two of the three at most, and 12 stays
+FOURS = BLOCKS.replace(family="smollm3", num_hidden_layers=13, unrotated_layers=(3, 7, 11))
+SHAPES = (WIDE, BLOCKS, SHORT, SINGLE, FOURS)
 
 
 def predict(shape: Shape) -> Cost:
@@ -94,9 +96,10 @@ def tables(draw: st.DrawFn, least: float = 0.0) -> tuple[Shape, LossTable]:
 
 def all_cuts(base: Shape) -> list[Cuts]:
     """Return everything that may be cut, one by one; a third of the layers stays."""
-    whole = base.num_hidden_layers
-    subsets = [layers for n in range(whole + 1) if 3 * (whole - n) >= whole
-               for layers in combinations(range(whole), n)]
+    whole, size = base.num_hidden_layers, 4 if base == FOURS else 1
+    blocks = [tuple(range(i, i + size)) for i in range(0, whole - size + 1, size)]
+    subsets = [layers for n in range(len(blocks) + 1) for some in combinations(blocks, n)
+               if 3 * (whole - len(layers := tuple(chain(*some)))) >= whole]
     return [widths.cuts(base, layers) for widths in served_widths(base) for layers in subsets]
 
 

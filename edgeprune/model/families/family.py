@@ -36,7 +36,7 @@ class Family:
         scales_embedding: Embeddings are multiplied by the root of `hidden_size`.
         local_layers: Some layers see a sliding window only, with a rotary base of their own.
         unrotated_every: Each so-manieth layer has no rotary embedding, 0 for none. A config can
-            name others, a GGUF file cannot: so no layer goes.
+            name others, a GGUF file cannot: so whole periods of layers go together.
         scaled: Embedding, attention, residuals and logits are multiplied by numbers of the config.
         pairs_lie_apart: llama.cpp rotates rows of a head as transformers does, each with the one
             half a head further on; else neighbours, and rows are stored in another order.

@@ -1,6 +1,6 @@
 """SmolLM3: a Llama of which some layers have no rotary embedding, each fourth of the models there.
 
-llama.cpp takes each fourth for granted, a GGUF file cannot say which: so the layers all stay.
+llama.cpp takes each fourth for granted, a GGUF file cannot say which: so layers go in fours.
 """
 
 from __future__ import annotations
