@@ -39,6 +39,16 @@ class RunDirectory:
         """Whether a stage was ever finished here."""
         return self._stamp("").is_dir()
 
+    @contextmanager
+    def left_if_begun(self) -> Iterator[None]:
+        """Take the directory away again where it fails before a stage was finished."""
+        try:
+            yield
+        except BaseException:
+            if not self.is_begun:
+                shutil.rmtree(self.path, ignore_errors=True)
+            raise
+
     def make(self, stage: str, key: str, name: str, make: Callable[[Path], None]) -> Path:
         """Return a stage's output, a file or a directory, made by `make` when it is out of date.
 

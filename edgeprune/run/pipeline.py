@@ -129,7 +129,7 @@ def _begun(options: Options, say: Say, notify: Say) -> Iterator[tuple[Parts, Bud
                        strategy=strategy, effort=options.effort, objective=options.objective,
                        calibration=calibration.digest if calibration.own else NO_TEXT)
     run_directory = open_run(options, request)
-    with open_device(target, notify=notify) as device:
+    with run_directory.left_if_begun(), open_device(target, notify=notify) as device:
         say(f"target {target.name}: {device.facts.describe()}")
         say(f"model {name}: {checkpoint.shape.describe()}")
         usual = EMULATED_REQUESTS if device.facts.emulated else REQUESTS

@@ -206,8 +206,7 @@ def test_text_that_is_too_short_is_told_before_anything_is_measured(
                         "mine.txt", "are needed")
     assert_one_line(cli(*begin, "--recover", "sft", "--recover-data", "mine.txt"),
                     InputError.exit_code, "too little to train on", "mine.txt")
-    assert not (tmp_path / "runs/r/baseline").exists()
-    assert not (tmp_path / "runs/r/profile.json").exists()
+    assert not (tmp_path / "runs/r").exists()
 
 
 def test_the_second_run_does_nothing_again(
