@@ -19,12 +19,13 @@ from pathlib import Path
 
 from coverage import Coverage
 
+# none that sets up logging when it is loaded: each command would say more than it does (trl,
+# onnxruntime_genai)
 LIBRARIES = (
     "numpy", "torch", "scipy.optimize", "scipy.stats", "gguf", "llama_cpp", "safetensors.torch",
     "pydantic", "rich.logging", "typer", "yaml", "jinja2", "psutil", "paramiko", "onnx",
     "onnxruntime", "transformers.models.auto.modeling_auto", "transformers.models.llama",
-    "transformers.generation.utils", "onnxruntime_genai.models.builders", "datasets", "peft",
-    "trl.trainer.sft_trainer",
+    "transformers.generation.utils",
 )
 # what edgeprune asks of libraries before it loads them
 ASKED = {"HF_HUB_DISABLE_TELEMETRY": "1", "TQDM_DISABLE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
