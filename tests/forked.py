@@ -19,13 +19,12 @@ from pathlib import Path
 
 from coverage import Coverage
 
-# none that sets up logging when it is loaded: each command would say more than it does (trl,
-# onnxruntime_genai)
+# not onnxruntime_genai: it sets up logging when it is loaded, and each command would say more
 LIBRARIES = (
     "numpy", "torch", "scipy.optimize", "scipy.stats", "gguf", "llama_cpp", "safetensors.torch",
     "pydantic", "rich.logging", "typer", "yaml", "jinja2", "psutil", "paramiko", "onnx",
     "onnxruntime", "transformers.models.auto.modeling_auto", "transformers.models.llama",
-    "transformers.generation.utils",
+    "transformers.generation.utils", "datasets", "peft", "trl.trainer.sft_trainer",
 )
 # what edgeprune asks of libraries before it loads them
 ASKED = {"HF_HUB_DISABLE_TELEMETRY": "1", "TQDM_DISABLE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
