@@ -106,9 +106,12 @@ def _refuse_empty(words: Sequence[str]) -> None:
         UsageError: There is one.
     """
     for before, word in pairwise(["edgeprune", *words]):
-        if not word.strip() or (word.startswith("--") and word.endswith("=")):
-            raise UsageError(f"an empty argument after {before}" if not word.strip()
-                             else f"nothing given for {word[:-1]}", got="''",
+        option, equals, value = word.partition("=")
+        where = f"after {before}"
+        if option.startswith("--") and equals:
+            where, word = f"for {option}", value  # noqa: PLW2901
+        if not word.strip():
+            raise UsageError(f"an empty argument {where}", got=word,
                              remedy="leave it out, or look whether a variable of the shell is set")
 
 

@@ -51,7 +51,7 @@ def recover(
     force: Annotated[bool, typer.Option("--force", help="Overwrite the model there.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train a pruned model, so that what was lost comes back; a stock Llama of the same shape.
+    """Train a pruned model, so that what was lost comes back; a model of the same shape.
 
     Killed or interrupted, it goes on where it was when run again. Several GPUs, processes or
     machines: put `accelerate launch -m edgeprune.cli` in the place of `edgeprune`.

@@ -217,14 +217,18 @@ def _add_shape(writer: gguf.GGUFWriter, shape: Shape) -> None:
         writer.add_attention_scale(shape.attention_multiplier or shape.head_dim ** -0.5)
         writer.add_logit_scale(shape.logits_scaling)
     if shape.of.local_layers:
-        writer.add_sliding_window(shape.sliding_window)
         # by layer: llama.cpp would take one period of layers else, which cuts break
-        writer.add_sliding_window_pattern([i in shape.local_layers
-                                           for i in range(shape.num_hidden_layers)])
+        local = [i in shape.local_layers for i in range(shape.num_hidden_layers)]
+        # it ends the process over a window that no layer has
+        writer.add_sliding_window(shape.sliding_window if any(local) else 0)
+        writer.add_sliding_window_pattern(local)
         writer.add_rope_freq_base_swa(shape.rope_local_base_freq)
     if shape.of.unrotated_every:
         _check_unrotated(shape)
     scaling = shape.rope_scaling
+    if rope_factor_count(shape) and not stored_as(shape).takes_rope_factors:
+        raise InputError(f"llama.cpp takes no 'llama3' rope scaling of a {shape.family} model",
+                         got="llama3", remedy="export it with --format onnx:int8")
     if scaling is not None and scaling.rope_type == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(scaling.factor)

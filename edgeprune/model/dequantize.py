@@ -160,6 +160,9 @@ def _local(fields: _Fields) -> dict[str, Any]:
     pattern = fields.own("attention.sliding_window_pattern", 6)
     if isinstance(pattern, int):
         pattern = [(i + 1) % pattern > 0 for i in range(count)]
+    if len(pattern) < count:
+        raise InputError("the GGUF file's attention.sliding_window_pattern is too short",
+                         got=f"{len(pattern)} of {count} layers", remedy=SUPPORTED)
     window = fields.own("attention.sliding_window", 0)
     return {"sliding_window": window,
             "local_layers": tuple(i for i in range(count) if pattern[i]) if window else (),

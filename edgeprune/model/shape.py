@@ -20,6 +20,8 @@ SUPPORTED = "supported: " + ", ".join(
 ) + "; rope scaling none, 'linear' or 'llama3'"
 
 
+LARGEST = 2**31 - 1  # of a number in a GGUF file, as llama.cpp reads it
+
 # how a family that is `scaled` calls what it multiplies by
 _MULTIPLIERS = {"embedding_multiplier", "attention_multiplier", "residual_multiplier",
                 "logits_scaling"}
@@ -33,7 +35,7 @@ _LOCAL_LAYER, _GLOBAL_LAYER = "sliding_attention", "full_attention"
 _KINDS: dict[str, type] = {
     "model_type": str, "architectures": list, "rope_parameters": dict, "rope_scaling": dict,
     "sliding_window": int, "layer_types": list, "max_position_embeddings": int, "hidden_size": int,
-    "num_attention_heads": int, "no_rope_layers": list, "no_rope_layer_interval": int,
+    "num_attention_heads": int, "no_rope_layers": list,
 }
 _IN_WORDS = {str: "a text", list: "a list", dict: "an object", int: "a whole number"}
 
@@ -67,14 +69,14 @@ class Shape(Record):
     """
 
     family: str = "llama"
-    hidden_size: int = Field(gt=0)
-    intermediate_size: int = Field(gt=0)
-    num_hidden_layers: int = Field(gt=0)
-    num_attention_heads: int = Field(gt=0)
-    num_key_value_heads: int = Field(gt=0)
-    head_dim: int = Field(gt=0)
-    vocab_size: int = Field(gt=0)
-    max_position_embeddings: int = Field(default=2048, gt=0)
+    hidden_size: int = Field(gt=0, le=LARGEST)
+    intermediate_size: int = Field(gt=0, le=LARGEST)
+    num_hidden_layers: int = Field(gt=0, le=LARGEST)
+    num_attention_heads: int = Field(gt=0, le=LARGEST)
+    num_key_value_heads: int = Field(gt=0, le=LARGEST)
+    head_dim: int = Field(gt=0, le=LARGEST)
+    vocab_size: int = Field(gt=0, le=LARGEST)
+    max_position_embeddings: int = Field(default=2048, gt=0, le=LARGEST)
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
@@ -86,7 +88,7 @@ class Shape(Record):
     residual_multiplier: float = Field(default=1.0, gt=0)
     logits_scaling: float = Field(default=1.0, gt=0)
     local_layers: tuple[int, ...] = ()
-    sliding_window: int = Field(default=0, ge=0)
+    sliding_window: int = Field(default=0, ge=0, le=LARGEST)
     rope_local_base_freq: float = Field(default=10000.0, gt=0)
     unrotated_layers: tuple[int, ...] = ()
 
@@ -194,7 +196,7 @@ def _entries(config: Mapping[str, Any], family: Family, where: str) -> dict[str,
         set() if family.scaled else _MULTIPLIERS) | _LOCAL
     known = {name: config[name] for name in Shape.model_fields
              if config.get(name) is not None and name not in left_out}
-    known.update(_rope(config, where), family=family.model_type)
+    known.update(_rope(config, family, where), family=family.model_type)
     if family.local_layers:
         known.update(_local(config, where))
     if family.unrotated_every:
@@ -209,15 +211,19 @@ def _local(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return which layers see a sliding window only, how long it is, and their rotary base."""
     window, count = config["sliding_window"], config.get("num_hidden_layers") or 0
     if not window:
-        return {}
-    # transformers 4.57 has the pattern under two names where it lists no layers
-    every = config.get("_sliding_window_pattern") or config.get("sliding_window_pattern") or 6
-    kinds = config.get("layer_types") or [
-        _LOCAL_LAYER if (i + 1) % every else _GLOBAL_LAYER for i in range(count)]
-    if len(kinds) != count or not set(kinds) <= {_LOCAL_LAYER, _GLOBAL_LAYER}:
+        raise InputError(f"{where}: sliding_window should be a number of tokens", got=window,
+                         remedy="a model whose layers are all global says so in layer_types")
+    kinds = config.get("layer_types")
+    if kinds is None:
+        every = _period(config, "sliding_window_pattern", 6, where)
+        kinds = [_LOCAL_LAYER if (i + 1) % every else _GLOBAL_LAYER for i in range(count)]
+    if len(kinds) != count or any(kind not in (_LOCAL_LAYER, _GLOBAL_LAYER) for kind in kinds):
         raise InputError(f"{where}: layer_types should name a kind for each of {count} layers",
-                         got=kinds[:8], remedy=f"{_LOCAL_LAYER} or {_GLOBAL_LAYER}")
+                         got=kinds[:8], remedy=f"{count} of {_LOCAL_LAYER} and {_GLOBAL_LAYER}")
     local = (config.get("rope_parameters") or {}).get(_LOCAL_LAYER) or {}
+    if (kind := local.get("rope_type", "default")) != "default":
+        raise InputError(f"{where}: unsupported rope scaling of {_LOCAL_LAYER}", got=kind,
+                         remedy="supported: 'default'")
     return {"local_layers": tuple(i for i, kind in enumerate(kinds) if kind == _LOCAL_LAYER),
             "sliding_window": window,
             "rope_local_base_freq": local.get("rope_theta",
@@ -227,14 +233,27 @@ def _local(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _unrotated(config: Mapping[str, Any], every: int, where: str) -> tuple[int, ...]:
     """Return which layers have no rotary embedding; `no_rope_layers` has a 0 for each of them."""
     count = config.get("num_hidden_layers") or 0
-    every = config.get("no_rope_layer_interval") or every
     flags = config.get("no_rope_layers")
     if flags is None:
+        every = _period(config, "no_rope_layer_interval", every, where)
         flags = [int((i + 1) % every != 0) for i in range(count)]
-    if len(flags) != count or not set(flags) <= {0, 1}:
+    if len(flags) != count or any(flag not in (0, 1) for flag in flags):
         raise InputError(f"{where}: no_rope_layers should be 0 or 1 for each of {count} layers",
                          got=flags[:8], remedy="download or copy config.json again")
     return tuple(i for i, rotated in enumerate(flags) if not rotated)
+
+
+def _period(config: Mapping[str, Any], name: str, default: int, where: str) -> int:
+    """Return of how many layers the last is of another kind.
+
+    Raises:
+        InputError: It is no number above zero.
+    """
+    every = config.get(name, default)
+    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+        raise InputError(f"{where}: {name} should be a number above zero", got=every,
+                         remedy="download or copy config.json again")
+    return every
 
 
 def _as_computed(known: dict[str, Any], family: Family) -> dict[str, Any]:
@@ -254,6 +273,8 @@ def _refuse_unsupported(config: Mapping[str, Any], family: Family, where: str) -
     for name, allowed in family.refused.items():
         if name in config and not any(config[name] == value for value in allowed):
             raise InputError(f"{where}: unsupported {name}", got=config[name], remedy=SUPPORTED)
+    if "use_sliding_window" in family.refused and _LOCAL_LAYER in (config.get("layer_types") or ()):
+        raise InputError(f"{where}: unsupported layer_types", got=_LOCAL_LAYER, remedy=SUPPORTED)
     width, scalar = config.get("head_dim"), config.get("query_pre_attn_scalar", 256)
     if family.local_layers and scalar != width:
         raise InputError(f"{where}: unsupported query_pre_attn_scalar", got=scalar,
@@ -268,10 +289,11 @@ def _refuse_unsupported(config: Mapping[str, Any], family: Family, where: str) -
                          f"max_position_embeddings to {window}")
 
 
-def _rope(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _rope(config: Mapping[str, Any], family: Family, where: str) -> dict[str, Any]:
     # transformers 4 keeps rope_theta and rope_scaling apart, 5 puts both in rope_parameters
     parameters = dict(config.get("rope_parameters") or {})
-    parameters = parameters.get(_GLOBAL_LAYER, parameters)
+    if family.local_layers:  # by kind of layer, and nothing else is looked at
+        parameters = parameters.get(_GLOBAL_LAYER) or {}
     scaling = dict(config.get("rope_scaling") or parameters)
     theta = parameters.get("rope_theta", config.get("rope_theta", 10000.0))
     kind = scaling.get("rope_type", scaling.get("type", "default"))
@@ -297,7 +319,9 @@ def config_of_shape(shape: Shape, base: Mapping[str, Any]) -> dict[str, Any]:
         set() if family.scaled else _MULTIPLIERS))
     if family.local_layers:
         entries.update({
-            "sliding_window": shape.sliding_window or None, "query_pre_attn_scalar": shape.head_dim,
+            # transformers takes none for an error, and layer_types says whom it is for
+            "sliding_window": shape.sliding_window or family.defaults["sliding_window"],
+            "query_pre_attn_scalar": shape.head_dim,
             "rope_local_base_freq": shape.rope_local_base_freq,
             "layer_types": [_LOCAL_LAYER if i in shape.local_layers else _GLOBAL_LAYER
                             for i in range(shape.num_hidden_layers)]})

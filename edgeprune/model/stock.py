@@ -42,6 +42,8 @@ def stock_model(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         checkpoint.path, config=stock_config(checkpoint.shape, checkpoint.config), dtype=dtype,
         local_files_only=True)
+    # 4.57 says "language_model" of Gemma 3, and trl looks for the layers there
+    model.base_model_prefix = "model"
     return model
 
 

@@ -117,7 +117,8 @@ def test_an_unsupported_architecture_exits_6(cli: Cli, tmp_path: Path) -> None:
     (("--quant", "Q4_K_XL"), "Q4_K_M"),
     (("--name", "../up"), "../up"),
     (("--calibration", ""), "an empty argument after --calibration"),
-    (("--evaluate=",), "nothing given for --evaluate"),
+    (("--evaluate=",), "an empty argument for --evaluate"),
+    (("--runs=  ",), "an empty argument for --runs"),
 ])
 def test_bad_options_exit_2(cli: Cli, small: Path, change: tuple[str, ...], named: str) -> None:
     assert_one_line(cli(*RUN[:1], str(small), *RUN[2:], *change), 2, named)

@@ -19,7 +19,7 @@ from edgeprune.model.cuts import Cuts, Kept
 from edgeprune.model.families import FAMILIES
 from edgeprune.model.gguf import GgufModel
 from edgeprune.model.onnx import OnnxModel
-from edgeprune.model.shape import shape_of_config, takes_heads
+from edgeprune.model.shape import config_of_shape, shape_of_config, takes_heads
 from edgeprune.model.source import resolve_model
 from edgeprune.model.tensors import tensor_specs
 from edgeprune.planning.moves import Kind, moves, moves_back
@@ -31,6 +31,7 @@ from edgeprune.pruning.gradients import layer_gradients
 from edgeprune.pruning.sample import Sample
 from edgeprune.pruning.statistics import measure_statistics, read_hidden_moments
 from edgeprune.pruning.surgery import cut_layers, prune, write_pruned
+from edgeprune.quality.verified import export_verified
 from edgeprune.run.strategies import check_strategy, strategy_of
 from tests.tiny import KINDS, hf_logits, make_tiny
 
@@ -230,6 +231,61 @@ def test_layers_that_a_file_tells_apart_by_number_go_in_fours(tmp_path: Path) ->
         check_strategy(strategy_of(name), checkpoint.shape)
 
 
+@pytest.mark.parametrize("entries", [
+    {"layer_types": None, "_sliding_window_pattern": 3},
+    {"layer_types": None, "_sliding_window_pattern": 6, "sliding_window_pattern": 3},
+    {"layer_types": ["full_attention"] * 4},
+    {"layer_types": ["full_attention", "full_attention", "sliding_attention", "full_attention"]},
+    {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
+], ids=["private pattern", "two patterns", "all global", "two global first", "flat parameters"])
+def test_layers_are_of_the_kinds_that_transformers_takes_them_for(
+    entries: dict[str, Any], tmp_path: Path
+) -> None:
+    model = make_tiny(tmp_path / "m", family="gemma3_text", **ENTRIES["gemma3_text"])
+    config = json.loads((model / "config.json").read_text())
+    config = {name: value for name, value in {**config, **entries}.items() if value is not None}
+    (model / "config.json").write_text(json.dumps(config))
+    checkpoint, expected = Checkpoint(model), hf_logits(model, TOKENS)
+    _close(_computed(checkpoint), expected)
+    export_verified(checkpoint, None, tmp_path / "file.gguf", quant="F32", name="file")
+    with GgufModel(tmp_path / "file.gguf", exact=True) as opened:
+        _close(opened.logits(TOKENS), expected)
+    export_verified(checkpoint, None, tmp_path / "some.gguf", quant="Q8_0", name="some")
+
+
+def test_a_window_that_no_layer_has_may_be_left_out_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEPRUNE_CACHE", str(tmp_path / "cache"))
+    shape = Checkpoint(make_tiny(tmp_path / "m", family="gemma3_text",
+                                 **ENTRIES["gemma3_text"])).shape
+    plain = config_of_shape(shape.replace(local_layers=(), sliding_window=0), {})
+    assert plain["sliding_window"]
+    assert set(plain["layer_types"]) == {"full_attention"}
+    assert not shape_of_config(plain).local_layers
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_llama_3s_rotary_scaling_is_right_or_refused_by_name(family: str, tmp_path: Path) -> None:
+    model = make_tiny(tmp_path / "m", family=family, **{
+        **ENTRIES[family], "rope_theta": 1e4, "rope_scaling": {
+            "rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64}})
+    checkpoint, expected = Checkpoint(model), hf_logits(model, TOKENS)
+    assert checkpoint.shape.rope_scaling is not None
+    _close(_computed(checkpoint), expected)
+    if checkpoint.shape.of.takes_rope_factors:
+        export_gguf(checkpoint, None, tmp_path / "file.gguf", quant="F32", name="file")
+        with GgufModel(tmp_path / "file.gguf", exact=True) as opened:
+            _close(opened.logits(TOKENS), expected)
+    else:
+        with pytest.raises(InputError, match="no 'llama3' rope scaling of a"):
+            export_gguf(checkpoint, None, tmp_path / "file.gguf", quant="F32", name="file")
+    export_onnx(checkpoint, None, tmp_path / "onnx", quant="onnx:fp32")
+    with OnnxModel(tmp_path / "onnx") as graph:
+        _close(graph.logits(TOKENS), expected)
+
+
 @pytest.mark.parametrize(("family", "entries", "said"), [
     ("qwen2", {"use_sliding_window": True}, "unsupported use_sliding_window: got True"),
     ("qwen3", {"attention_bias": True}, "unsupported attention_bias: got True"),
@@ -238,7 +294,17 @@ def test_layers_that_a_file_tells_apart_by_number_go_in_fours(tmp_path: Path) ->
     ("gemma3_text", {"query_pre_attn_scalar": 168}, "unsupported query_pre_attn_scalar: got 168"),
     ("smollm3", {"use_sliding_window": True}, "unsupported use_sliding_window: got True"),
     ("smollm3", {"no_rope_layers": [1, 0]}, "0 or 1 for each of 4 layers"),
+    ("smollm3", {"no_rope_layers": [[1], 1, 1, 0]}, "0 or 1 for each of 4 layers"),
+    ("smollm3", {"no_rope_layers": None, "no_rope_layer_interval": 0}, "above zero: got 0"),
+    ("smollm3", {"layer_types": ["sliding_attention"] * 4}, "unsupported layer_types"),
+    ("qwen3", {"layer_types": ["sliding_attention"] * 4}, "unsupported layer_types"),
     ("gemma3_text", {"layer_types": ["full_attention"]}, "a kind for each of 4 layers"),
+    ("gemma3_text", {"layer_types": []}, "a kind for each of 4 layers"),
+    ("gemma3_text", {"layer_types": None, "sliding_window_pattern": 0}, "above zero: got 0"),
+    ("gemma3_text", {"sliding_window": None}, "sliding_window should be a number of tokens"),
+    ("gemma3_text", {"sliding_window": 2 ** 40}, "less than or equal to 2147483647"),
+    ("gemma3_text", {"rope_parameters": {"sliding_attention": {
+        "rope_type": "linear", "factor": 4.0}}}, "unsupported rope scaling of sliding_attention"),
 ])
 def test_what_a_family_may_have_and_we_do_not_is_refused_by_name(
     family: str, entries: dict[str, Any], said: str, tmp_path: Path

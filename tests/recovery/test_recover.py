@@ -82,6 +82,20 @@ def test_the_loss_goes_down_and_a_stock_llama_comes_out(
         assert found.original is not None
 
 
+@pytest.mark.parametrize(("family", "entries"), [
+    ("gemma3_text", {"sliding_window": 8, "query_pre_attn_scalar": 16}),
+    ("smollm3", {"pad_token_id": None})])
+def test_models_of_other_families_learn(
+    family: str, entries: dict[str, Any], text: Path, tmp_path: Path
+) -> None:
+    model = make_tiny(tmp_path / "m", family=family, tokenizer=True, **entries)
+    found = recover(Pruned(model, model, KEPT), tmp_path / "out", recipe_of("sft", **SHORT),
+                    data=text, work=tmp_path / "work", notify=lambda _: None)
+    assert found is not None
+    assert losses_of(found, slice(-10, None)) < 0.95 * losses_of(found, slice(10))
+    assert Checkpoint(tmp_path / "out").shape == Checkpoint(model).shape
+
+
 def test_merged_adapters_give_the_logits_of_the_adapters(
     pruned: Path, text: Path, tmp_path: Path
 ) -> None:

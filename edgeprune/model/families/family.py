@@ -40,6 +40,7 @@ class Family:
         scaled: Embedding, attention, residuals and logits are multiplied by numbers of the config.
         pairs_lie_apart: llama.cpp rotates rows of a head as transformers does, each with the one
             half a head further on; else neighbours, and rows are stored in another order.
+        takes_rope_factors: llama.cpp takes Llama 3's rotary scaling, as factors in the file.
         whole_heads: transformers 5 takes no hidden size that is not a multiple of the heads.
         is_square: llama.cpp takes as many query rows as hidden states for granted; a model that has
             others is stored as a Llama, which computes the same.
@@ -65,6 +66,7 @@ class Family:
     unrotated_every: int = 0
     scaled: bool = False
     pairs_lie_apart: bool = False
+    takes_rope_factors: bool = False
     whole_heads: bool = False
     is_square: bool = False
 

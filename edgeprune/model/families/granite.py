@@ -8,5 +8,5 @@ GRANITE = Family(
     model_type="granite", architecture="GraniteForCausalLM", gguf="granite", onnx="GraniteModel",
     described="Granite 3 (dense)", computes_as="llama",
     defaults={"attention_multiplier": 1.0}, refused={"hidden_act": ("silu",)},
-    takes_biases=True, scaled=True,
+    takes_biases=True, scaled=True, takes_rope_factors=True,
 )
