@@ -25,6 +25,7 @@ from edgeprune.model.cuts import Cuts
 from edgeprune.model.files import model_bytes
 from edgeprune.model.onnx_formats import FLOAT, GRAPH, is_onnx
 from edgeprune.model.quantization import tensor_bytes
+from edgeprune.model.shape import Shape
 from edgeprune.quality.windows import opened
 
 if TYPE_CHECKING:
@@ -79,10 +80,17 @@ def _verify(checkpoint: Checkpoint, artifact: Path, quant: str, scratch: Path) -
         if not related >= RELATED:
             raise _differs(checkpoint, quant, f"logits that correlate by {related:.2f}")
     floats = FLOAT if is_onnx(quant) else "F16"
-    head = checkpoint.first_layers(FIRST_LAYERS)
+    head = checkpoint.first_layers(telling_layers(checkpoint.shape))
     part = scratch / artifact_name("first-layers", floats)
     export(head, None, part, quant=floats, name="first-layers")
     check_parity(head, part, floats)
+
+
+def telling_layers(shape: Shape) -> int:
+    """Return how many of the first layers have one of each kind among them; two at least."""
+    kinds = [(i in shape.local_layers, i in shape.unrotated_layers)
+             for i in range(shape.num_hidden_layers)]
+    return max(FIRST_LAYERS, *(1 + kinds.index(kind) for kind in set(kinds)))
 
 
 def check_parity(checkpoint: Checkpoint, artifact: Path, quant: str) -> None:

@@ -330,7 +330,7 @@ def test_home_is_found_in_quotes_and_the_model_is_not_written_over(
                     "the model itself")
     assert file.read_bytes() == before
     assert_one_line(cli("export", "~nobody-of-that-name/m", "x.gguf"), 6, "no such model")
-    assert_one_line(cli("export", "", "x.gguf"), 6, "no such model")
+    assert_one_line(cli("export", "", "x.gguf"), 2, "an empty argument after export")
     (model / "tokenizer.json").write_text("{")
     assert_one_line(cli("export", "~/model", "made/on/the/way.gguf"), 6, "tokenizer")
     assert not (tmp_path / "made").exists()

@@ -13,7 +13,7 @@ from edgeprune.model.checkpoint import Checkpoint
 from edgeprune.model.gguf import GgufModel
 from edgeprune.model.onnx_formats import FLOAT
 from edgeprune.quality import verified
-from edgeprune.quality.verified import check_parity, export_verified
+from edgeprune.quality.verified import check_parity, export_verified, telling_layers
 from tests.tiny import make_tiny
 
 
@@ -66,6 +66,13 @@ def test_a_graph_of_other_weights_is_found(small: Path, tmp_path: Path) -> None:
         file.write(bytes(4 * 10**4))
     with pytest.raises(EdgePruneError, match="something else than the checkpoint: got 'logits"):
         check_parity(Checkpoint(small), tmp_path / "onnx", FLOAT)
+
+
+def test_layers_of_each_kind_are_among_those_that_are_looked_at(small: Path) -> None:
+    shape = Checkpoint(small).shape
+    assert telling_layers(shape) == 2
+    assert telling_layers(shape.replace(local_layers=(0, 1, 2, 3, 4), sliding_window=8)) == 6
+    assert telling_layers(shape.replace(unrotated_layers=(3,))) == 4
 
 
 def test_first_layers_are_the_same_model_cut_short(small: Path, tmp_path: Path) -> None:
