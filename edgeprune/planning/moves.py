@@ -80,7 +80,7 @@ class Move(Record):
     def describe(self) -> str:
         """Return the move in words."""
         return {
-            Kind.LAYER: " ".join(("drop", *_layers(self._layers))),
+            Kind.LAYER: " ".join(("drop", *_named(self._layers))),
             Kind.KV_GROUP: f"drop {_counted(self.count, 'KV group')} from every layer",
             Kind.QUERY_HEAD: f"drop {_counted(self.count, 'query head')} from every KV group",
             Kind.FFN: f"narrow every FFN by {self.channels} channels",
@@ -137,8 +137,8 @@ def describe_change(old: Cuts, new: Cuts) -> str:
     For example `swap: layer 12 back, layer 25 dropped`; `undo` where something only comes back,
     `cut` where something only goes.
     """
-    back = [f"{some} back" for some in _layers(set(old.layers) - set(new.layers))]
-    gone = [f"{some} dropped" for some in _layers(set(new.layers) - set(old.layers))]
+    back = [f"{some} back" for some in _named(set(old.layers) - set(new.layers))]
+    gone = [f"{some} dropped" for some in _named(set(new.layers) - set(old.layers))]
     for name, thing, where in (("kv_groups", "KV group", "in every layer"),
                                ("query_heads", "query head", "in every KV group"),
                                ("ffn_channels", "FFN channel", "in every layer"),
@@ -153,7 +153,7 @@ def describe_change(old: Cuts, new: Cuts) -> str:
     return f"{verb}: {', '.join([*back, *gone])}"
 
 
-def _layers(numbers: Iterable[int]) -> list[str]:
+def _named(numbers: Iterable[int]) -> list[str]:
     """Name layers: nothing for none."""
     ordered = sorted(numbers)
     if not ordered:
